@@ -1,0 +1,36 @@
+"""Models of the learned prior: those that come with the package, by name, and model files, by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bigdeconv.errors import InvalidInputError
+from bigdeconv.models.standin import standin
+from bigdeconv.storage import weights
+from bigdeconv.storage.weights import WcrrWeights
+
+DEFAULT = "standin"
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the models that come with the package."""
+    return ("standin",)
+
+
+def resolve(name_or_path: str | Path | WcrrWeights) -> WcrrWeights:
+    """Return a model by its name or from its file.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is neither a shipped name nor a readable model file.
+    """
+    if isinstance(name_or_path, WcrrWeights):
+        return name_or_path
+    if name_or_path == "standin":
+        return standin()
+    if not Path(name_or_path).exists():
+        raise InvalidInputError(
+            f"model: {str(name_or_path)!r} is neither a file nor a shipped model; shipped: {', '.join(names())}."
+        )
+    return weights.load(name_or_path)

@@ -1,0 +1,43 @@
+"""A hand-set filter bank that serves while no trained weights are at hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+
+from bigdeconv.priors.wcrr import fourier_lambda_max
+from bigdeconv.storage.weights import WcrrWeights
+
+
+def standin() -> WcrrWeights:
+    """Return a small prior made of finite differences in the 13 directions of the 26-neighbourhood.
+
+    It knows nothing of any structure: it acts like an isotropic total variation with a rounded, slightly concave potential.
+    """
+    layer = _directional_differences()
+    return WcrrWeights(
+        layers=(layer,),
+        scaling=np.full((len(layer), 2), math.log(2.0), np.float32),
+        sigma_max=50.0,
+        sigma_unit=1 / 255,
+        log_mu=math.log(10.0),
+        beta=1.0,
+        gamma=0.1,
+        lambda_max=fourier_lambda_max([layer]),
+        kappa=0.1,
+        sigma_default=5 / 255,
+        card={"name": "standin", "about": "hand-set directional differences, not trained"},
+    )
+
+
+def _directional_differences() -> np.ndarray:
+    """Return ``direction 1 z y x`` kernels of 3 voxels: neighbour minus centre, divided by their distance."""
+    directions = [d for d in product((-1, 0, 1), repeat=3) if d > (0, 0, 0)]
+    kernels = np.zeros((len(directions), 1, 3, 3, 3), np.float32)
+    for kernel, (dz, dy, dx) in zip(kernels, directions, strict=True):
+        distance = math.sqrt(dz * dz + dy * dy + dx * dx)
+        kernel[0, 1 + dz, 1 + dy, 1 + dx] = 1 / distance
+        kernel[0, 1, 1, 1] = -1 / distance
+    return kernels

@@ -1,0 +1,1 @@
+"""The image formation: what the microscope does to the object."""

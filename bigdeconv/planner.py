@@ -1,0 +1,505 @@
+"""From shapes, a PSF's reach and a memory budget to blocks: integers in, a frozen plan out.
+
+One axis of one block; what is written is the core, what is blended reaches past its upper face only::
+
+    read     |---- halo ----|------- core -------|- overlap -|---- halo ----|
+    keep                    |------- core -------|- overlap -|
+    owned                   |------- core -------|
+                            ^ ramps up over 2·blend  ^ ramps down over 2·blend
+
+The blocks are computed one by one when asked for: a plan of a million blocks is as small as a plan of one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+from bigdeconv.errors import BudgetError, InvalidInputError
+from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK = 64
+"""Default edge of an output chunk: halo'd reads of such volumes decode least (see the README's design notes)."""
+MAX_SHARD = 512
+MAX_CORE = 1024
+BLEND = 4
+"""Default half-width of the ramps at a seam, in voxels."""
+PROCESS_BYTES = 450 * 2**20
+"""Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
+
+_SEAM_HALO = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_SEAM_ITERATIONS = (5, 10, 20, 50)
+_SEAM_ERROR = (
+    (0.13, 0.16, 0.19, 0.28),
+    (0.029, 0.044, 0.056, 0.088),
+    (0.0057, 0.010, 0.017, 0.032),
+    (0.0009, 0.0023, 0.0058, 0.013),
+    (8e-5, 5e-4, 2.1e-3, 5.0e-3),
+    (1e-6, 3e-5, 2e-4, 1.3e-3),
+    (8e-7, 2e-6, 1.5e-5, 3e-4),
+)
+"""Seam error of accelerated RL against halo (in PSF radii) and iterations, measured with a Gaussian PSF of radius 4 σ."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """One block of one time point and channel; all boxes count from the origin of the input level."""
+
+    index: int
+    timepoint: int
+    channel: int
+    position: Triple
+    core: Box
+    """What the block owns and writes."""
+    keep: Box
+    """The core and, past its upper faces, the overlap that is blended into the neighbours."""
+    read: Box
+    """The data window: ``keep`` and the halo, clipped to the volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of the output pyramid."""
+
+    factors: Triple
+    """How much coarser than level 0, per axis."""
+    shape: Triple
+    chunk_shape: Triple
+    shard_shape: Triple | None
+    in_task: bool
+    """Whether the task that owns a core writes its part of this level; else a later pass does."""
+
+    @property
+    def write_shape(self) -> Triple:
+        """What one writer must own whole: the shard, or the chunk where there are no shards."""
+        return self.shard_shape or self.chunk_shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is cut, read and written."""
+
+    zyx_shape: Triple
+    """Extent of the input level."""
+    roi: Box
+    """Part of it that is deconvolved and written."""
+    timepoints: tuple[int, ...]
+    channels: tuple[int, ...]
+    core_shape: Triple
+    halo: Triple
+    blend: Triple
+    psf_shape: Triple
+    levels: tuple[Level, ...]
+    memory: tuple[tuple[str, int], ...]
+    """Named terms of the peak memory of a worker, in bytes."""
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The cores, counted from the origin of the region of interest."""
+        return Grid(self.roi.shape, self.core_shape)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all time points and channels."""
+        return len(self.timepoints) * len(self.channels) * len(self.grid)
+
+    @property
+    def peak_bytes_per_worker(self) -> int:
+        """Sum of the memory terms."""
+        return sum(size for _, size in self.memory)
+
+    @cached_property
+    def axis_order(self) -> Triple:
+        """Axes from slowest to fastest: blocks go across the narrowest cross-section, so that few rims wait."""
+        return triple(sorted(range(3), key=lambda a: (-self.roi.shape[a], a)))
+
+    def task(self, index: int) -> BlockTask:
+        """Return one block."""
+        volume, inner = divmod(index, len(self.grid))
+        timepoint, channel = divmod(volume, len(self.channels))
+        position = [0, 0, 0]
+        for axis in reversed(self.axis_order):
+            inner, position[axis] = divmod(inner, self.grid.counts[axis])
+        extents = [self._axis(axis).extent(position[axis]) for axis in range(3)]
+        core, keep, read = (Box(triple(e[i][0] for e in extents), triple(e[i][1] for e in extents)) for i in range(3))
+        return BlockTask(index, self.timepoints[timepoint], self.channels[channel], triple(position), core, keep, read)
+
+    def tasks(self) -> Iterator[BlockTask]:
+        """Yield every block in the order of submission: a block comes after its lower neighbours."""
+        return map(self.task, range(self.n_blocks))
+
+    def neighbour(self, task: BlockTask, direction: Triple) -> int | None:
+        """Return the index of the neighbour of a block, or None at a face of the region."""
+        position = [p + d for p, d in zip(task.position, direction, strict=True)]
+        counts = self.grid.counts
+        if any(not 0 <= p < n for p, n in zip(position, counts, strict=True)):
+            return None
+        index = task.index // len(self.grid)
+        for axis in self.axis_order:
+            index = index * counts[axis] + position[axis]
+        return index
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether blocks hand rims to their neighbours."""
+        return any(b > 0 and n > 1 for b, n in zip(self.blend, self.grid.counts, strict=True))
+
+    @property
+    def read_shape(self) -> Triple:
+        """Largest data window of any block, per axis."""
+        return triple(totals.max_read for totals in self._totals)
+
+    @property
+    def fft_shape(self) -> Triple:
+        """Largest FFT of any block, per axis."""
+        return triple(totals.max_fft for totals in self._totals)
+
+    @property
+    def read_amplification(self) -> float:
+        """Voxels read per voxel written."""
+        return math.prod(totals.sum_read for totals in self._totals) / self.roi.size
+
+    @property
+    def compute_amplification(self) -> float:
+        """FFT voxels computed per voxel written."""
+        return math.prod(totals.sum_fft for totals in self._totals) / self.roi.size
+
+    @property
+    def rim_bytes(self) -> int:
+        """Scratch space of the rims that wait at one time: a cross-section, a row and a block of them, float32."""
+        slow, middle, fast = self.axis_order
+        shape, core, counts = self.roi.shape, self.core_shape, self.grid.counts
+        width = [2 * b if n > 1 else 0 for b, n in zip(self.blend, counts, strict=True)]
+        sheet = width[slow] * shape[middle] * shape[fast]
+        row = width[middle] * (core[slow] + width[slow]) * shape[fast]
+        block = width[fast] * (core[slow] + width[slow]) * (core[middle] + width[middle])
+        return 4 * (sheet + row + block)
+
+    def seam_error(self, iterations: int) -> float:
+        """Estimate the error next to a seam from a table measured for accelerated RL; 0 where there is no seam."""
+        errors = [
+            _tabulated_seam_error(2 * h / max(p - 1, 1), iterations)
+            for h, p, n in zip(self.halo, self.psf_shape, self.grid.counts, strict=True)
+            if n > 1 and p > 1
+        ]
+        return max(errors, default=0.0)
+
+    @cached_property
+    def _totals(self) -> tuple[_AxisTotals, ...]:
+        return tuple(_axis_totals(self._axis(axis)) for axis in range(3))
+
+    def _axis(self, axis: int) -> _Axis:
+        return _Axis(
+            self.zyx_shape[axis],
+            self.roi.start[axis],
+            self.roi.stop[axis],
+            self.core_shape[axis],
+            self.halo[axis],
+            self.blend[axis],
+            self.psf_shape[axis],
+        )
+
+
+class _Extent(NamedTuple):
+    """One axis of one block."""
+
+    core: tuple[int, int]
+    keep: tuple[int, int]
+    read: tuple[int, int]
+
+
+class _Axis(NamedTuple):
+    """One axis of a plan: blocks are products of what happens on each axis."""
+
+    size: int
+    start: int
+    stop: int
+    core: int
+    halo: int
+    blend: int
+    psf: int
+
+    def extent(self, i: int) -> _Extent:
+        start = self.start + i * self.core
+        stop = min(start + self.core, self.stop)
+        keep_stop = min(stop + 2 * self.blend, self.stop)
+        lower, upper = max(start - self.halo, 0), min(keep_stop + self.halo, self.size)
+        # What the rounding to a fast FFT length gives away becomes halo where there are data.
+        spare = self.fft_length(upper - lower) - (upper - lower + self.psf - 1)
+        below = min(spare // 2, lower)
+        above = min(spare - below, self.size - upper)
+        below = min(spare - above, lower)
+        return _Extent((start, stop), (start, keep_stop), (lower - below, upper + above))
+
+    def fft_length(self, read: int) -> int:
+        return fast_length(read + self.psf - 1)
+
+
+class _AxisTotals(NamedTuple):
+    max_read: int
+    max_fft: int
+    sum_read: int
+    sum_fft: int
+
+
+@lru_cache(maxsize=1024)
+def _axis_totals(axis: _Axis) -> _AxisTotals:
+    count = ceil_div(axis.stop - axis.start, axis.core)
+    reads = [extent.read[1] - extent.read[0] for extent in map(axis.extent, range(count))]
+    ffts = [axis.fft_length(read) for read in reads]
+    return _AxisTotals(max(reads), max(ffts), sum(reads), sum(ffts))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a plan is made from: numbers only."""
+
+    zyx_shape: Triple
+    psf_shape: Triple
+    """Box of the widest PSF."""
+    voxel_zyx_um: tuple[float, float, float]
+    roi: Box | None = None
+    timepoints: tuple[int, ...] = (0,)
+    channels: tuple[int, ...] = (0,)
+    n_views: int = 1
+    input_itemsize: int = 2
+    output_itemsize: int = 2
+    prior_bytes: int = 0
+    """Work memory of the prior besides its gradient."""
+    has_prior: bool = False
+    budget_bytes: int = 8 * 2**30
+    n_workers: int = 1
+    on_gpu: bool = False
+    block_shape: Triple | None = None
+    halo: Triple | None = None
+    blend: Triple | None = None
+    chunk_shape: Triple | None = None
+    shard_shape: Triple | None = None
+    n_levels: int | None = None
+    sharded: bool = True
+
+
+def make_plan(request: Request) -> Plan:
+    """Choose the blocks.
+
+    Raises
+    ------
+    InvalidInputError
+        If a given block, chunk, shard or blend does not fit the others.
+    BudgetError
+        If no block fits the memory budget.
+    """
+    roi = request.roi or Box.of_shape(request.zyx_shape)
+    chunk = _choose_chunk(request, roi)
+    if request.block_shape is not None:
+        plan = _plan_with_core(request, roi, chunk, _fit_core(request.block_shape, chunk, roi))
+        _require_budget(plan, request)
+        return plan
+    best: tuple[float, int, Plan] | None = None
+    for core in _candidate_cores(request, roi, chunk):
+        plan = _plan_with_core(request, roi, chunk, core, with_levels=False)
+        if plan.peak_bytes_per_worker > request.budget_bytes:
+            continue
+        rank = (_makespan(plan, request.n_workers), plan.n_blocks)
+        if best is None or rank < best[:2]:
+            best = (*rank, plan)
+    if best is None:
+        smallest = triple(min(c, r) for c, r in zip(chunk, roi.shape, strict=True))
+        _require_budget(_plan_with_core(request, roi, chunk, smallest), request)
+        raise AssertionError("the smallest core fits after all")  # pragma: no cover
+    return _plan_with_core(request, roi, chunk, best[2].core_shape)
+
+
+def memory_terms(request: Request, read: Triple, fft: Triple, core: Triple) -> tuple[tuple[str, int], ...]:
+    """Return the named terms of a worker's peak memory in bytes, for its largest block."""
+    n_read, n_core = math.prod(read), math.prod(core)
+    real = 4 * math.prod(fft)
+    spectrum = 8 * fft[0] * fft[1] * (fft[2] // 2 + 1)
+    views = request.n_views
+    return (
+        ("process", PROCESS_BYTES),
+        ("input", views * n_read * request.input_itemsize),
+        ("photons and weights", views * n_read * 4 * 3),
+        ("estimate, momentum, sensitivity", 3 * real),
+        ("OTFs", views * spectrum),
+        ("FFT work", 3 * spectrum + 2 * real),
+        ("prior", n_read * 4 * 2 + request.prior_bytes if request.has_prior else 0),
+        ("output and waiting cores", n_core * (4 * 3 + 2 * request.output_itemsize)),
+    )
+
+
+def _require_budget(plan: Plan, request: Request) -> None:
+    if plan.peak_bytes_per_worker > request.budget_bytes:
+        raise BudgetError(
+            f"memory: a block of {_text(plan.core_shape)} with its halo needs "
+            f"{plan.peak_bytes_per_worker / 2**30:.2f} GiB per worker, allowed are {request.budget_bytes / 2**30:.2f} GiB; "
+            "raise --memory, lower --halo, or give a smaller --block-shape."
+        )
+
+
+def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, with_levels: bool = True) -> Plan:
+    counts = Grid(roi.shape, core).counts
+    default_halo = triple(2 * (p // 2) for p in request.psf_shape)
+    blend = _choose_blend(request, core, counts)
+    plan = Plan(
+        zyx_shape=request.zyx_shape,
+        roi=roi,
+        timepoints=request.timepoints,
+        channels=request.channels,
+        core_shape=core,
+        halo=request.halo or default_halo,
+        blend=blend,
+        psf_shape=request.psf_shape,
+        levels=_plan_levels(request, roi, core, chunk, counts) if with_levels else (),
+        memory=(),
+    )
+    return replace(plan, memory=memory_terms(request, plan.read_shape, plan.fft_shape, core))
+
+
+def _choose_blend(request: Request, core: Triple, counts: Triple) -> Triple:
+    if request.blend is None:
+        return triple(min(BLEND, c // 2) if n > 1 else 0 for c, n in zip(core, counts, strict=True))
+    for b, c, n in zip(request.blend, core, counts, strict=True):
+        if n > 1 and 2 * b > c:
+            raise InvalidInputError(
+                f"blend: got {_text(request.blend)} for cores of {_text(core)}; twice the blend must fit in a core, "
+                "lower --blend or raise --block-shape."
+            )
+    return triple(b if n > 1 else 0 for b, n in zip(request.blend, counts, strict=True))
+
+
+def _choose_chunk(request: Request, roi: Box) -> Triple:
+    if request.chunk_shape is not None:
+        return triple(min(c, n) for c, n in zip(request.chunk_shape, roi.shape, strict=True))
+    if request.block_shape is None:
+        return triple(min(CHUNK, n) for n in roi.shape)
+    return triple(
+        min(CHUNK, n) if b >= n else _chunk_of_block(b) for b, n in zip(request.block_shape, roi.shape, strict=True)
+    )
+
+
+def _chunk_of_block(block: int) -> int:
+    """Return the largest divisor of a block edge that makes a sensible chunk, or the edge itself."""
+    divisors = [d for d in range(16, CHUNK + 1) if block % d == 0]
+    return max(divisors, default=block)
+
+
+def _fit_core(block: Triple, chunk: Triple, roi: Box) -> Triple:
+    """Check a block shape; on an axis that it spans it becomes the whole axis."""
+    for b, c, n in zip(block, chunk, roi.shape, strict=True):
+        if b < 1 or (b < n and b % c):
+            raise InvalidInputError(
+                f"block-shape: got {_text(block)} with chunks of {_text(chunk)}; each extent must be a positive multiple of "
+                "the chunk, or at least the volume's extent: change --block-shape or --chunks."
+            )
+    return triple(min(b, n) for b, n in zip(block, roi.shape, strict=True))
+
+
+def _candidate_cores(request: Request, roi: Box, chunk: Triple) -> Iterator[Triple]:
+    def edges(axis: int) -> list[int]:
+        n, c = roi.shape[axis], chunk[axis]
+        unit = c if request.shard_shape is None else request.shard_shape[axis]
+        return sorted({min(m * unit, n) for m in range(1, max(MAX_CORE // unit, 1) + 1)})
+
+    for core in product(edges(0), edges(1), edges(2)):
+        yield triple(core)
+
+
+def _makespan(plan: Plan, n_workers: int) -> float:
+    """Cost of the longest worker's share: FFT voxels times their logarithm, blocks dealt out evenly."""
+    fft = math.prod(plan.fft_shape)
+    rounds = ceil_div(plan.n_blocks, n_workers) / (plan.n_blocks / n_workers)
+    return plan.compute_amplification * rounds * math.log2(max(fft, 2))
+
+
+def _plan_levels(request: Request, roi: Box, core: Triple, chunk: Triple, counts: Triple) -> tuple[Level, ...]:
+    shard = _choose_shard(request, core, chunk, counts) if request.sharded else None
+    levels = [Level((1, 1, 1), roi.shape, chunk, shard, in_task=True)]
+    while request.n_levels is None or len(levels) < request.n_levels:
+        step = _next_step(levels[-1], request.voxel_zyx_um, chunk, only_if_large=request.n_levels is None)
+        if step == (1, 1, 1):
+            break
+        levels.append(_coarser(levels[-1], step, core, counts, sharded=request.sharded))
+    return tuple(levels)
+
+
+def _next_step(level: Level, voxel_zyx_um: tuple[float, ...], chunk: Triple, *, only_if_large: bool) -> Triple:
+    """Return the factors to the next level: halve the axes that are not yet much coarser than the finest one."""
+    if only_if_large and all(n <= c for n, c in zip(level.shape, chunk, strict=True)):
+        return (1, 1, 1)
+    voxels = [v * f for v, f in zip(voxel_zyx_um, level.factors, strict=True)]
+    halving = [n > 1 for n in level.shape]
+    finest = min((v for v, h in zip(voxels, halving, strict=True) if h), default=0.0)
+    return triple(2 if h and v < 2 * finest * 0.999 else 1 for h, v in zip(halving, voxels, strict=True))
+
+
+def _coarser(fine: Level, step: Triple, core: Triple, counts: Triple, *, sharded: bool) -> Level:
+    factors = triple(f * s for f, s in zip(fine.factors, step, strict=True))
+    shape = triple(ceil_div(n, s) for n, s in zip(fine.shape, step, strict=True))
+    chunk = triple(min(c, n) for c, n in zip(fine.chunk_shape, shape, strict=True))
+    # A core's part of this level is whole shards if the shard shrinks with the level and stays a multiple of the chunk;
+    # an axis with one core has nobody to share a shard with.
+    shards: list[int] = []
+    in_task = fine.in_task
+    for a in range(3):
+        part, odd = divmod(fine.write_shape[a], step[a])
+        if counts[a] == 1:
+            shards.append(round_up(min(shape[a], MAX_SHARD), chunk[a]))
+        elif not odd and part % chunk[a] == 0 and core[a] % factors[a] == 0:
+            shards.append(part)
+        else:
+            in_task = False
+    if not in_task:
+        shards = [min(round_up(n, c), round_up(MAX_SHARD // 2, c)) for n, c in zip(shape, chunk, strict=True)]
+    if not sharded:
+        aligned = all(n == 1 or (c // f) % k == 0 for n, c, f, k in zip(counts, core, factors, chunk, strict=True))
+        in_task = (
+            fine.in_task
+            and aligned
+            and all(c % f == 0 or n == 1 for c, f, n in zip(core, factors, counts, strict=True))
+        )
+        return Level(factors, shape, chunk, None, in_task)
+    return Level(factors, shape, chunk, triple(shards), in_task)
+
+
+def _choose_shard(request: Request, core: Triple, chunk: Triple, counts: Triple) -> Triple:
+    """Return shards that a core holds a whole number of: as large as they may be."""
+    if request.shard_shape is not None:
+        for s, c, k, n in zip(request.shard_shape, core, chunk, counts, strict=True):
+            if s % k or (n > 1 and c % s):
+                raise InvalidInputError(
+                    f"shards: got {_text(request.shard_shape)} for cores of {_text(core)} and chunks of {_text(chunk)}; "
+                    "a shard must be a multiple of the chunk and a core a multiple of the shard."
+                )
+        return request.shard_shape
+    return triple(_shard_edge(c, k) for c, k in zip(core, chunk, strict=True))
+
+
+def _shard_edge(core: int, chunk: int) -> int:
+    whole = round_up(core, chunk) // chunk
+    most = max(MAX_SHARD // chunk, 1)
+    return chunk * max(d for d in range(1, whole + 1) if whole % d == 0 and (d <= most or d == 1))
+
+
+def _tabulated_seam_error(halo_in_radii: float, iterations: int) -> float:
+    """Interpolate the table: logarithms, linear in the halo and in the logarithm of the iterations."""
+    h = min(max(halo_in_radii, _SEAM_HALO[0]), _SEAM_HALO[-1])
+    k = min(max(math.log(max(iterations, 1)), math.log(_SEAM_ITERATIONS[0])), math.log(_SEAM_ITERATIONS[-1]))
+    i = max(j for j in range(len(_SEAM_HALO) - 1) if _SEAM_HALO[j] <= h)
+    logs = [math.log(n) for n in _SEAM_ITERATIONS]
+    j = max(m for m in range(len(logs) - 1) if logs[m] <= k)
+    u = (h - _SEAM_HALO[i]) / (_SEAM_HALO[i + 1] - _SEAM_HALO[i])
+    v = (k - logs[j]) / (logs[j + 1] - logs[j])
+    table = [[math.log(e) for e in row[j : j + 2]] for row in _SEAM_ERROR[i : i + 2]]
+    low, high = ((1 - v) * row[0] + v * row[1] for row in table)
+    return math.exp((1 - u) * low + u * high)
+
+
+def _text(values: Triple) -> str:
+    return ",".join(str(v) for v in values)

@@ -1,0 +1,29 @@
+"""Priors on the estimate: a value, its gradient, and how far one voxel's gradient reaches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bigdeconv.geometry import Triple
+
+
+class Prior(Protocol):
+    """A differentiable regulariser ``R`` of a ``z y x`` volume.
+
+    ``R`` sums over the positions whose filter taps all lie in the volume; a volume too small for one such position has
+    ``R = 0``.
+    """
+
+    reach_zyx: Triple
+    """How many voxels the gradient at one voxel looks in each direction, z y x."""
+
+    def value(self, x: Tensor) -> float:
+        """Return ``R(x)``."""
+        ...
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return ``∇R(x)``, the shape of ``x``."""
+        ...

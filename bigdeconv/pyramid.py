@@ -1,0 +1,39 @@
+"""Coarser levels: exact means of the stored finer level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bigdeconv.geometry import Triple
+
+
+def downsample(fine: np.ndarray, step: Triple) -> np.ndarray:
+    """Return the mean over cells of ``step`` voxels (1 or 2 per axis) of a ``z y x`` array, in its own dtype.
+
+    A cell at an odd upper face is the mean of the voxels that it has.  Integers are rounded to nearest, ties upwards; the sum
+    is exact for dtypes up to 32 bits.
+    """
+    sums = fine.astype(_accumulator(fine.dtype))
+    counts: list[np.ndarray] = []
+    for axis, factor in enumerate(step):
+        n = sums.shape[axis]
+        if factor == 1:
+            counts.append(np.ones(n, np.int64))
+            continue
+        even, odd = (np.take(sums, range(start, n, 2), axis=axis) for start in (0, 1))
+        head = [slice(None)] * 3
+        head[axis] = slice(0, odd.shape[axis])
+        even[tuple(head)] += odd
+        sums = even
+        counts.append(np.minimum(2, n - 2 * np.arange(sums.shape[axis])))
+    cells = counts[0][:, None, None] * counts[1][:, None] * counts[2]
+    if fine.dtype.kind in "iu":
+        return np.asarray((2 * sums + cells) // (2 * cells), fine.dtype)
+    return np.asarray(sums / cells, fine.dtype)
+
+
+def _accumulator(dtype: np.dtype) -> type[np.generic]:
+    return np.int64 if dtype.kind in "iu" else np.float64

@@ -1,0 +1,117 @@
+"""Weights of the learned prior: one safetensors file, with the configuration and the model card in its metadata.
+
+A safetensors file holds arrays and text and nothing that could run; a pickle is never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bigdeconv.errors import InvalidInputError
+
+FORMAT = "bigdeconv-wcrr-1"
+_NUMBERS = ("sigma_max", "sigma_unit", "log_mu", "beta", "gamma", "lambda_max", "kappa", "sigma_default")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WcrrWeights:
+    """Everything that defines a weakly convex ridge regulariser."""
+
+    layers: tuple[np.ndarray, ...]
+    """Kernels of the chain of convolutions, each ``out in z y x``; the first layer's are zero-mean."""
+    scaling: np.ndarray
+    """Values of the scaling splines at uniform knots on [0, sigma_max], ``channel knot``."""
+    sigma_max: float
+    """Last knot, in units of ``sigma_unit``."""
+    sigma_unit: float
+    """What a σ of 1 in the splines means as a fraction of the intensity scale (1/255 for weights trained on 8-bit ranges)."""
+    log_mu: float
+    """Logarithm of the slope of ψ' at 0."""
+    beta: float
+    """Intercept of the falling branch of ψ'."""
+    gamma: float
+    """Slope of the falling branch of ψ'; used as ``min(|γ|, 1)``, which makes R 1-weakly convex."""
+    lambda_max: float
+    """Largest eigenvalue of ``WᵀW``, by which the filters are divided."""
+    kappa: float
+    """Dimensionless strength behind ``--tau auto``: ``τ = κ/(N σ²)`` for N photons per view at the intensity scale."""
+    sigma_default: float
+    """σ used where none is given, as a fraction of the intensity scale."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """The model card: name, data, settings, metrics."""
+
+
+def save(path: str | Path, weights: WcrrWeights) -> None:
+    """Write a model file.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be written.
+    """
+    tensors = {f"layer{i}": np.ascontiguousarray(layer, np.float32) for i, layer in enumerate(weights.layers)}
+    tensors["scaling"] = np.ascontiguousarray(weights.scaling, np.float32)
+    config = {name: getattr(weights, name) for name in _NUMBERS}
+    metadata = {"format": FORMAT, "config": json.dumps(config), "card": json.dumps(weights.card, sort_keys=True)}
+    save_file(tensors, str(path), metadata)
+
+
+def load(path: str | Path) -> WcrrWeights:
+    """Read a model file.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is missing or is not a model file of this package; a pickle is refused unopened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(
+            f"model: there is no file {str(path)!r}; give the path of a model file or a shipped name."
+        )
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise InvalidInputError(
+            f"model: {str(path)!r} is not a safetensors file ({error}); "
+            "weights of other tools, pickles among them, are read by `bigdeconv model import`."
+        ) from error
+    return _from_parts(path, metadata, tensors)
+
+
+def _from_parts(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> WcrrWeights:
+    if metadata.get("format") != FORMAT:
+        raise InvalidInputError(
+            f"model: {str(path)!r} has the format {metadata.get('format')!r}, expected {FORMAT!r}; "
+            "make a model file with `bigdeconv model import`."
+        )
+    layers = tuple(tensors[f"layer{i}"] for i in range(len(tensors) - 1) if f"layer{i}" in tensors)
+    try:
+        numbers = {name: float(json.loads(metadata["config"])[name]) for name in _NUMBERS}
+        weights = WcrrWeights(layers=layers, scaling=tensors["scaling"], card=json.loads(metadata["card"]), **numbers)
+        _check(weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(f"model: {str(path)!r} is incomplete or damaged ({error}); import it again.") from error
+    return weights
+
+
+def _check(weights: WcrrWeights) -> None:
+    channels = 1
+    for layer in weights.layers:
+        if layer.ndim != 5 or layer.shape[1] != channels:
+            raise ValueError(f"a layer of shape {layer.shape} does not follow {channels} channels")
+        channels = layer.shape[0]
+    if not weights.layers or weights.scaling.shape[0] != channels or weights.scaling.ndim != 2:
+        raise ValueError(f"{len(weights.layers)} layers and scalings of shape {weights.scaling.shape} do not fit")
+    arrays = [*weights.layers, weights.scaling]
+    if not all(np.isfinite(a).all() for a in arrays) or weights.lambda_max <= 0 or weights.sigma_unit <= 0:
+        raise ValueError("values are not finite or not positive")

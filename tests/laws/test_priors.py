@@ -1,0 +1,176 @@
+"""Laws of the priors: gradients of their values, and the bounds that make the learned one 1-weakly convex."""
+
+import numpy as np
+import pytest
+import torch
+
+from bigdeconv.priors.tv import TotalVariation
+from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
+from bigdeconv.storage.weights import WcrrWeights
+from tests import oracle
+
+SIGMA = 3.3 / 255
+
+
+def package_weights(prior):
+    return WcrrWeights(**vars(prior), kappa=1.0, sigma_default=SIGMA, card={"name": "random"})
+
+
+def learned(prior, **options):
+    return Wcrr(package_weights(prior), sigma=SIGMA, dtype=torch.float64, **options)
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def gradient(prior, x):
+    return prior.gradient(tensor(x)).numpy()
+
+
+def volume(seed, shape, amplitude=1.0):
+    """Smooth blobs and noise: small and large filter responses together."""
+    rng = np.random.default_rng(seed)
+    x = 0.05 * rng.normal(size=shape)
+    for _ in range(4):
+        corner = [rng.integers(0, max(n - 3, 1)) for n in shape]
+        x[tuple(slice(c, c + 4) for c in corner)] += rng.uniform(0.2, 1.0)
+    return amplitude * x
+
+
+PRIORS = {
+    "tv": lambda: TotalVariation((0.3, 0.1, 0.12), epsilon=1e-6),
+    "learned": lambda: learned(oracle.random_prior(1)),
+    "learned, weakly concave": lambda: learned(oracle.random_prior(2, channels=(1, 2, 3, 5), mu=25.0, gamma=-0.4)),
+}
+SHAPES = [(12, 13, 14), (9, 16, 7), (1, 12, 13), (13, 1, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", PRIORS)
+def test_gradient_is_the_slope_of_the_value(name, shape):
+    prior = PRIORS[name]()
+    x, direction = volume(1, shape), np.random.default_rng(2).normal(size=shape)
+    step = 1e-6
+    slope = (prior.value(tensor(x + step * direction)) - prior.value(tensor(x - step * direction))) / (2 * step)
+    # Central differences: rounding 1e-16 R / step = 1e-7 for R < 1e3; curvature at kinks adds below mu x step x |d|.
+    assert (gradient(prior, x) * direction).sum() == pytest.approx(slope, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("amplitude", [0.01, 1.0])
+def test_tv_is_the_oracle(shape, amplitude):
+    voxel = (0.3, 0.1, 0.12)
+    x = volume(3, shape, amplitude)
+    prior = TotalVariation(voxel, epsilon=1e-6)
+    assert prior.value(tensor(x)) == pytest.approx(oracle.tv_value(x, voxel), rel=1e-12)
+    # A few roundings per voxel, enlarged by |D x| / sqrt(epsilon) at most.
+    np.testing.assert_allclose(gradient(prior, x), oracle.tv_gradient(x, voxel), atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(12, 13, 14), (7, 9, 8), (5, 5, 5), (4, 9, 9), (1, 12, 13)])
+@pytest.mark.parametrize("amplitude", [0.01, 1.0, 20.0])
+def test_learned_prior_is_the_oracle(shape, amplitude):
+    equations = oracle.random_prior(3)
+    x = volume(4, shape, amplitude)
+    prior = learned(equations)
+    assert prior.value(tensor(x)) == pytest.approx(oracle.learned_value(x, equations, SIGMA), rel=1e-10, abs=1e-14)
+    expected = oracle.learned_gradient(x, equations, SIGMA)
+    # Sums of some 10^3 products in another order, and alpha (up to 200) folded into a layer.
+    assert np.linalg.norm(gradient(prior, x) - expected) <= 1e-11 * max(np.linalg.norm(expected), 1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.5 / 255, 10 / 255, 12.5 / 255, 60 / 255])
+def test_learned_prior_follows_the_splines(sigma):
+    equations = oracle.random_prior(5)
+    x = volume(5, (9, 10, 11))
+    prior = Wcrr(package_weights(equations), sigma=sigma, dtype=torch.float64)
+    assert oracle.relative(gradient(prior, x), oracle.learned_gradient(x, equations, sigma)) < 1e-11
+
+
+def test_learned_gradient_does_not_depend_on_the_slabs():
+    equations = oracle.random_prior(6)
+    x = volume(6, (17, 14, 12))
+    whole = gradient(learned(equations, slab_bytes=1 << 30), x)
+    for slab_bytes in (1, 50_000, 200_000):
+        # Rounding: the same sums in another order.
+        assert oracle.relative(gradient(learned(equations, slab_bytes=slab_bytes), x), whole) < 1e-12
+
+
+def test_reach_is_what_the_gradient_looks_at():
+    for prior in (PRIORS["tv"](), PRIORS["learned"]()):
+        x = volume(7, (15, 15, 15))
+        changed = x.copy()
+        changed[7, 7, 7] += 0.5
+        where = np.argwhere(np.abs(gradient(prior, changed) - gradient(prior, x)) > 1e-13)
+        assert len(where)
+        assert (np.abs(where - 7).max(axis=0) <= prior.reach_zyx).all()
+
+
+# ------------------------------------------------------------------------------------------------ norm and convexity
+
+
+def strongest_direction(prior, mu, shape, rounds=40):
+    """Power iteration on ``W^T W = grad R / mu``, exact where all responses are small; returns norm and direction."""
+    tiny = 1e-6
+    x = np.random.default_rng(8).normal(size=shape)
+    x /= np.linalg.norm(x)
+    for _ in range(rounds):
+        after = gradient(prior, tiny * x) / (tiny * mu)
+        norm = np.linalg.norm(after)
+        x = after / norm
+    return norm, x
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 14, 7)])
+def test_norm_at_the_valid_positions_is_at_most_the_fourier_norm(shape):
+    equations = oracle.random_prior(9)
+    norm, _ = strongest_direction(learned(equations), equations.mu, shape)
+    assert norm <= 1 + 1e-6  # rounding; the oracle's lambda_max is the supremum over all frequencies
+    assert norm > 0.5  # and the bound is no triviality
+
+
+@pytest.mark.parametrize("channels", [(1, 4), (1, 4, 8), (1, 3, 5, 6)])
+def test_fourier_lambda_max_is_the_supremum_over_frequencies(channels):
+    equations = oracle.random_prior(10, channels=channels)
+    exact = oracle.fourier_norm_squared(equations.layers)
+    # A trigonometric polynomial of degree d = 2 per layer and axis, sampled every 1/64, loses at most a fraction of
+    # 3 (2 pi d / 128)^2 / 2 = 0.13 (d = 6); real filters, with the peak's curvature far below the bound, under 1e-2.
+    assert exact * 0.99 <= fourier_lambda_max(equations.layers) <= exact * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("mu", "gamma"), [(12.0, 1.4), (12.0, -0.5), (0.4, 1.0), (300.0, 1.0)])
+def test_lipschitz_constant_and_weak_convexity(mu, gamma):
+    equations = oracle.random_prior(11, mu=mu, gamma=gamma)
+    prior = learned(equations)
+    shape = (11, 12, 10)
+    _, strongest = strongest_direction(prior, mu, shape, rounds=20)
+    rng = np.random.default_rng(11)
+    ratios, curvatures = [], []
+    for amplitude in (1e-4, 1e-2, 0.1, 1.0):
+        for distance in (1e-4, 1e-2, 1.0):
+            x = volume(rng.integers(1000), shape, amplitude)
+            for direction in (rng.normal(size=shape) / np.sqrt(x.size), strongest):
+                d = distance * direction
+                change = gradient(prior, x + d) - gradient(prior, x)
+                ratios.append(np.linalg.norm(change) / np.linalg.norm(d))
+                curvatures.append((d * change).sum() / (d**2).sum())
+    ratios.append(np.linalg.norm(gradient(prior, 1e-6 * strongest)) / 1e-6)  # R is a parabola around 0
+    # 1e-6 (relative for large mu): rounding of differences of gradients at distances down to 1e-4.
+    assert max(ratios) <= max(mu, 1.0) * (1 + 1e-6)
+    assert max(ratios) > 0.5 * mu  # the bound is met, so a norm too large would be seen
+    assert min(curvatures) >= -1 - 1e-6
+
+
+def test_the_concave_branch_is_met():
+    """Two volumes between which every strong response lies on the falling branch: the inner product is negative."""
+    equations = oracle.random_prior(12, channels=(1, 1), mu=50.0, beta=5.0, gamma=3.0)
+    prior = learned(equations)
+    shape = (16, 16, 16)
+    norm, strongest = strongest_direction(prior, equations.mu, shape)
+    response = np.abs(oracle.analysis(strongest, equations)) * oracle.scales(equations, SIGMA)
+    middle = 2.5 / response.max()  # the largest response at psi' argument 2.5, between the knee 0.1 and the end 5
+    d = 0.1 * middle * strongest
+    change = gradient(prior, middle * strongest + d) - gradient(prior, middle * strongest)
+    curvature = (d * change).sum() / (d**2).sum()
+    assert -1 - 1e-6 <= curvature < -0.3 * norm
