@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
-KAPPA_TV = 0.05
+KAPPA_TV = 0.03
 """Strength of TV behind ``--tau auto``: ``τ = κ/N`` for N photons at the intensity scale."""
 
 
@@ -48,6 +48,14 @@ class Settings:
     """Photons from which on a datum means "at least"."""
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
+    """``cpu``, ``cuda``, or ``auto`` for a GPU where the process that computes has one."""
+
+    @property
+    def torch_device(self) -> str:
+        """The device as torch names it, in this process."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -70,7 +78,7 @@ def restore(
     numpy.ndarray
         The estimate on the window, ``z y x``, in photons.
     """
-    dtype, device, scale = settings.torch_dtype, settings.device, settings.intensity_scale
+    dtype, device, scale = settings.torch_dtype, settings.torch_device, settings.intensity_scale
     data = torch.from_numpy(np.ascontiguousarray(photons)).to(device, dtype, copy=True).div_(scale)
     problem = Problem(
         data=data,
@@ -79,7 +87,8 @@ def restore(
         blur=blur,
         prior=prior,
         tau=settings.tau,
-        saturation=settings.saturation / scale,
+        # Lowered by more than float32 rounds, so that a voxel at the very level counts.
+        saturation=settings.saturation / scale * (1 - 1e-6),
     )
     with torch.inference_mode():
         return solve(problem, settings.iterations).mul_(scale).cpu().numpy()
@@ -87,7 +96,7 @@ def restore(
 
 def make_blur(kernels: np.ndarray, window_shape: tuple[int, int, int], settings: Settings) -> Blur:
     """Return the forward model of PSFs ``v z y x`` for a data window."""
-    tensor = torch.from_numpy(np.ascontiguousarray(kernels)).to(settings.device, settings.torch_dtype)
+    tensor = torch.from_numpy(np.ascontiguousarray(kernels)).to(settings.torch_device, settings.torch_dtype)
     return Blur(tensor, window_shape)
 
 
@@ -98,7 +107,17 @@ def make_prior(settings: Settings, model: WcrrWeights | None) -> Prior | None:
     if settings.method == "rltv":
         return TotalVariation(settings.voxel_zyx_um)
     assert model is not None
-    return Wcrr(model, sigma=settings.sigma, dtype=settings.torch_dtype, device=settings.device)
+    return Wcrr(model, sigma=settings.sigma, dtype=settings.torch_dtype, device=settings.torch_device)
+
+
+def cuda_device_count() -> int:
+    """Return how many CUDA devices this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_memory_bytes() -> int:
+    """Return the memory of the first CUDA device."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def auto_tau(method: str, photons: float, sigma: float, kappa: float) -> float:
@@ -178,9 +197,15 @@ def deconvolve(
     ----------
     Pham, "3D Deconvolution Microscopy with a Learned Regularizer" (2025), algorithm 1.
     """
+    _check_names(method, dtype, iterations)
     views, kernels = _as_views(y, psf)
     model_weights = models.resolve(model) if method == "garl" else None
-    _check_numbers(method, iterations, weights, y)
+    if weights is not None:
+        weights = _checked_weights(np.asarray(weights), np.shape(y))
+    _check_numbers(
+        {"iterations": iterations, "background": background, "tau": tau},
+        {"sigma": sigma, "intensity_scale": intensity_scale, **dict(zip(("z", "y", "x"), voxel_zyx_um, strict=True))},
+    )
     given = np.isfinite(views)
     photons = intensity.Camera().photons(views)
     mask = given if weights is None else given & (weights.reshape(views.shape) > 0)
@@ -220,13 +245,35 @@ def _as_views(y: np.ndarray, psf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (y, psf) if y.ndim == 4 else (y[None], psf[None])
 
 
-def _check_numbers(method: str, iterations: int | None, weights: np.ndarray | None, y: np.ndarray) -> None:
+def _check_names(method: str, dtype: str, iterations: object) -> None:
     if method not in DEFAULT_ITERATIONS:
         raise InvalidInputError(f"method: got {method!r}; allowed are garl, rl and rltv.")
-    if iterations is not None and iterations < 0:
-        raise InvalidInputError(f"iterations: got {iterations}; give 0 or more.")
-    if weights is not None and np.shape(weights) != np.shape(y):
-        raise InvalidInputError(f"weights: got shape {np.shape(weights)}; it must be that of y, {np.shape(y)}.")
+    if dtype not in {"float32", "float64"}:
+        raise InvalidInputError(f"dtype: got {dtype!r}; allowed are float32 and float64.")
+    if not (iterations is None or isinstance(iterations, int | np.integer)):
+        raise InvalidInputError(f"iterations: got {iterations!r}; give a whole number.")
+
+
+def _check_numbers(non_negative: dict[str, object], positive: dict[str, object]) -> None:
+    """Check what is neither ``auto`` nor left out; the axes' names stand for their voxel sizes."""
+    for values, least in ((non_negative, "0 or more"), (positive, "more than 0")):
+        for name, value in values.items():
+            if value is None or value == "auto":
+                continue
+            number = float(value)  # type: ignore[arg-type]
+            if not math.isfinite(number) or number < 0 or (number == 0 and values is positive):
+                argument = f"voxel_zyx_um ({name})" if name in {"z", "y", "x"} else name
+                raise InvalidInputError(f"{argument}: got {value!r}; give a finite number, {least}.")
+
+
+def _checked_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if weights.shape != shape:
+        raise InvalidInputError(f"weights: got shape {weights.shape}; it must be that of y, {shape}.")
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1):
+        raise InvalidInputError(
+            "weights: got values outside [0, 1] or not finite; give 0 for no datum and 1 for a full one."
+        )
+    return weights
 
 
 def _voxel_weights(views: np.ndarray, given: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

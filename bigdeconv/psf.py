@@ -272,7 +272,7 @@ def _without_background(views: Floats, name: str, notes: list[str]) -> Floats:
         return views
     # Each view has the dark level of its own detector; that a pedestal is there at all was decided on their mean.
     levels = np.array([max(min(_medians(view, regions)), 0.0) for view in views])
-    cleaned = views - levels[:, None, None, None]
+    cleaned: Floats = views - levels[:, None, None, None]
     notes.append(f"{name}: a constant background of {levels.mean():.4g} was subtracted.")
     support, limit = _support(cleaned.mean(axis=0))
     if support is not None:
@@ -286,15 +286,16 @@ def _has_pedestal(mean: Floats, regions: list[Mask]) -> bool:
 
     A pedestal is the same in the corners as in the middle of the faces; tails fall off with distance, and corners are
     farther.  At a crop at w standard deviations a Gaussian's corners are at about ``exp(-w²/2)`` of its faces, so that three
-    regions agree within 20 % only for w < 0.7, and then the border lies above 40 % of the maximum, where no background of
-    a usable PSF is.  Below 1 % of the energy a pedestal does not matter, and cutting it would cut the far tails of
-    computed PSFs instead.
+    regions agree within 20 % only for w < 0.7; but such a box is all peak: more than half of its voxels lie above the
+    middle between border and maximum, where a bead on a background has a few.  Below 1 % of the energy a pedestal does
+    not matter, and cutting it would cut the far tails of computed PSFs instead.
     """
     levels = sorted(_medians(mean, regions))
     if len(levels) < 3:  # a line has ends, but no corners to compare them with
         return False
     lowest = levels[0]
-    return bool(lowest * mean.size > 0.01 * mean.sum() and 0.8 * levels[2] <= lowest <= 0.4 * mean.max())
+    high = np.count_nonzero(mean >= 0.5 * (lowest + mean.max()))
+    return bool(lowest * mean.size > 0.01 * mean.sum() and lowest >= 0.8 * levels[2] and high <= 0.25 * mean.size)
 
 
 def _border_regions(zyx_shape: tuple[int, ...]) -> list[Mask]:
@@ -444,7 +445,7 @@ def _refuse_wider(views: Floats, volume_zyx_shape: Triple, name: str) -> None:
     if any(a > b for a, b in zip(extent, allowed, strict=True)):
         raise InvalidInputError(
             f"{name}: got a PSF of {extent[0]},{extent[1]} voxels (y,x) after cropping to {KEPT_ENERGY:.1%} of its energy, "
-            f"allowed is at most the volume's {allowed[0]},{allowed[1]}; check the voxel sizes, crop the PSF, or take a wider volume"
+            f"allowed is at most the volume's {allowed[0]},{allowed[1]}; check the voxel sizes, or crop the PSF"
         )
 
 

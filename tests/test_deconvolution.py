@@ -45,7 +45,7 @@ def published():
 def both(problem, *, method="rl", tau=0.0, prior=None, model=None, dtype="float64", iterations=5, **options):
     """The package's result and the oracle's."""
     y, psf = problem
-    common = {"method": method, "iterations": iterations, "tau": tau, **options}
+    common = {"method": method, "iterations": iterations, "tau": tau, "background": 0.0, **options}
     voxel = common.pop("voxel", (1.0, 1.0, 1.0))
     learned = {}
     if prior is not None:
@@ -141,7 +141,7 @@ def test_iterations_are_counted(iterations):
 
 
 def test_floors_act_as_stated():
-    """No background, empty regions, a negative prior pull: p, x and H p + b all meet their floors."""
+    """No background, empty regions, a prior that pulls to nothing: p and x meet their floors."""
     rng = np.random.default_rng(3)
     y = np.where(rng.uniform(size=(12, 13, 11)) < 0.05, rng.uniform(20, 90, (12, 13, 11)), 0.0)
     y[2:6] = 0.0
@@ -149,6 +149,14 @@ def test_floors_act_as_stated():
     psf = oracle.random_psf(3, (3, 4, 3))[0]
     ours, expected = both((y, psf), method="rltv", tau=0.3, intensity_scale=70.0, iterations=4)
     assert expected.min() == pytest.approx(70e-6)
+    assert oracle.relative(ours, expected) < EXACT
+
+
+def test_the_predicted_data_are_floored():
+    """A faint PSF, no background, data around the floor: there H p + b itself is below 1e-6 of the scale."""
+    y = 70.0 * np.random.default_rng(4).uniform(1e-7, 2e-6, size=(10, 12, 11))
+    psf = 0.05 * oracle.random_psf(4, (3, 4, 3))[0]
+    ours, expected = both((y, psf), intensity_scale=70.0)
     assert oracle.relative(ours, expected) < EXACT
 
 
@@ -288,9 +296,36 @@ def test_a_saturated_voxel_means_at_least():
     clean, told, untold = rl(y, psf, **options), rl(cut, psf, saturation=level, **options), rl(cut, psf, **options)
     assert oracle.relative(told, clean) < 0.6 * oracle.relative(untold, clean)
     assert told.max() > 3 * untold.max()  # the flank, not the flat top, tells the height
-    expected = oracle.deconvolve(cut, psf, saturation=level, **options)
-    assert oracle.relative(told, expected) < EXACT
+    few, expected = both((cut, psf), saturation=level, **{**options, "iterations": 6})
+    assert oracle.relative(few, expected) < EXACT
     np.testing.assert_array_equal(rl(y, psf, saturation=2 * y.max(), **options), clean)
+
+
+@pytest.mark.parametrize("scale", [41000.0, 52345.6, 60001.3, 65534.9, 71234.5])
+def test_the_top_of_the_data_type_is_saturated_in_float32_too(scale):
+    """Voxels exactly at the level count, whichever way the division by the scale rounds."""
+    psf, point = gaussian((5, 5, 5)), (6, 5, 7)
+    y = np.full((12, 11, 13), 300.0)
+    y[tuple(slice(p - 2, p + 3) for p in point)] += 4e6 * psf
+    y = np.minimum(np.round(y), 65535).astype(np.uint16)
+    assert (y == 65535).sum() > 10
+    options = {"background": 300.0, "intensity_scale": scale, "iterations": 10, "saturation": 65535}
+    ours = bigdeconv.deconvolve(y, psf, method="rl", dtype="float32", **options, **REFERENCE)
+    # Empty surroundings fall to the floors, so float32 keeps fewer digits than SINGLE; a level missed costs over 10 %.
+    assert oracle.relative(ours, oracle.deconvolve(y, psf, **options)) < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fill", ["data of zero", "no datum"])
+def test_nothing_to_restore_gives_no_light(method, fill, small_prior):
+    y = np.zeros((10, 11, 12))
+    options = {"weights": np.zeros(y.shape)} if fill == "no datum" else {}
+    if method == "garl":
+        options |= {"model": package_weights(small_prior), "sigma": SIGMA}
+    options |= {"method": method, "tau": 0.02, "iterations": 3, "background": 1.0, "intensity_scale": 50.0}
+    x = bigdeconv.deconvolve(y, gaussian((3, 3, 3)), **options, **REFERENCE)
+    assert np.isfinite(x).all()
+    assert np.abs(x).max() <= 50.0 * 1e-3
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

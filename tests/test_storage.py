@@ -41,19 +41,20 @@ def layout(request):
     return request.param
 
 
-def make_spec(axes="tczyx", layout=("0.5", True), dtype="uint16", n_levels=2, extent=EXTENT, **changes):
+def make_spec(axes="tczyx", layout=("0.5", True), dtype="uint16", n_levels=2, extent=EXTENT, chunk=None, **changes):
     version, sharded = layout
+    edge = chunk or (4 if sharded else 8)  # few files: making and removing them is most of the time
     levels = []
     for n in range(n_levels):
         factor = {a: 2**n if a in "zyx" else 1 for a in axes}
         shape = tuple(-(-extent[a] // factor[a]) for a in axes)
-        chunk = tuple(4 if a in "zyx" else 1 for a in axes)
+        chunks = tuple(edge if a in "zyx" else 1 for a in axes)
         scale = tuple(VOXEL.get(a, 1.0) * factor[a] for a in axes)
         levels.append(
             LevelSpec(
                 shape=shape,
-                chunk_shape=chunk,
-                shard_shape=tuple(2 * c if a in "zyx" else 1 for a, c in zip(axes, chunk, strict=True))
+                chunk_shape=chunks,
+                shard_shape=tuple(2 * c if a in "zyx" else 1 for a, c in zip(axes, chunks, strict=True))
                 if sharded
                 else None,
                 scale=scale,
@@ -115,7 +116,7 @@ def test_written_volume_is_described_and_read_back(tmp_path, layout, axes):
         assert info.axes == tuple(axes)
         assert info.shape == data.shape
         assert info.ome_version == layout[0]
-        assert info.chunk_shape == tuple(4 if a in "zyx" else 1 for a in axes)
+        assert info.chunk_shape == tuple((4 if layout[1] else 8) if a in "zyx" else 1 for a in axes)
         assert info.shard_shape == (tuple(8 if a in "zyx" else 1 for a in axes) if layout[1] else None)
         assert np.dtype(info.dtype) == np.uint16
         assert info.fill_value == 0
@@ -299,7 +300,7 @@ def test_input_from_ngff_zarr(tmp_path, version):
         translation={"z": 1000.0, "y": 0.0, "x": 0.0},
         axes_units=dict.fromkeys("zyx", "nanometer"),
     )
-    multiscales = ngff_zarr.to_multiscales(image, scale_factors=[2], chunks=4)
+    multiscales = ngff_zarr.to_multiscales(image, scale_factors=[2], method=ngff_zarr.Methods.DASK_BIN_SHRINK, chunks=4)
     ngff_zarr.to_ngff_zarr(
         str(path), multiscales, version=version, **({"chunks_per_shard": 2} if version == "0.5" else {})
     )
@@ -655,7 +656,7 @@ def test_write_region_neither_clips_broadcasts_nor_casts(tmp_path, index, data, 
 def test_regions_of_missing_arrays(tmp_path):
     with pytest.raises(StoreError, match="cannot open array '0'"):
         read_region(tmp_path / "no.zarr", "0", (0, 0, 0))
-    with pytest.raises(StoreError, match="cannot open array '0'"):
+    with pytest.raises(StoreError, match="there is no such folder"):
         write_region(tmp_path / "no.zarr", "0", (0,), np.zeros((), "uint16"))
     assert not (tmp_path / "no.zarr").exists()
     with pytest.raises(StoreError, match="output goes to local paths only"):
@@ -669,7 +670,7 @@ def test_an_unwritable_disk_is_a_store_error(tmp_path, monkeypatch):
     path = tmp_path / "out.zarr"
     make(path, "zyx", fill=False)
     monkeypatch.setattr(zarr.storage.LocalStore, "set", full)
-    with pytest.raises(StoreError, match="cannot write array '0' of .*No space left on device"):
+    with pytest.raises(StoreError, match=r"cannot write array '0' of .*No space left on device"):
         write_region(path, "0", (slice(0, 8),) * 3, np.ones((8, 8, 8), "uint16"))
     with pytest.raises(StoreError, match="No space left"):
         make(tmp_path / "other.zarr", "zyx")
@@ -695,7 +696,7 @@ def test_a_volume_made_anew_is_opened_anew(tmp_path):
     path = tmp_path / "out.zarr"
     make(path, "zyx", ("0.5", True), n_levels=1)
     shutil.rmtree(path)
-    make(path, "zyx", ("0.5", False), n_levels=1, fill=False)
+    make(path, "zyx", ("0.5", False), n_levels=1, chunk=4, fill=False)
     write_region(path, "0", (slice(0, 8),) * 3, np.ones((8, 8, 8), "uint16"))
     assert len([p for p in (path / "0/c").rglob("*") if p.is_file()]) == 8
     assert (zarr.open_array(path, path="0", mode="r")[:8, :8, :8] == 1).all()
@@ -707,7 +708,7 @@ def test_a_volume_that_changed_since_it_was_described_is_refused(tmp_path):
     info = describe(path)
     shutil.rmtree(path)
     make(path, "zyx", dtype="float32", fill=False)
-    with pytest.raises(StoreError, match="is float32 .* but was <u2 .* describe it again"):
+    with pytest.raises(StoreError, match=r"is float32 .* but was <u2 .* describe it again"):
         read_box(info, Box((0, 0, 0), (1, 1, 1)))
 
 
@@ -804,7 +805,7 @@ def test_failed_creation_leaves_nothing(tmp_path, monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(zarr.Group, "create_array", fail_at_second)
-    with pytest.raises(StoreError, match="cannot create .*No space left"):
+    with pytest.raises(StoreError, match=r"cannot create .*No space left"):
         create_output(tmp_path / "out.zarr", make_spec("zyx"))
     assert list(tmp_path.iterdir()) == []
 
@@ -836,7 +837,7 @@ def _level(**changes):
 )
 def test_contradictory_specifications_are_refused(tmp_path, changes, message):
     with pytest.raises(InvalidInputError, match=message):
-        create_output(tmp_path / "out.zarr", make_spec("zyx", **changes))
+        create_output(tmp_path / "out.zarr", replace(make_spec("zyx"), **changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -864,7 +865,7 @@ def test_attributes_are_replaced_and_nothing_else(tmp_path, layout):
     np.testing.assert_array_equal(read_region(path, "0", (slice(None),) * 3), written[0])
     with pytest.raises(InvalidInputError, match="plain JSON"):
         set_attributes(path, {"path": tmp_path})
-    with pytest.raises(StoreError, match="cannot write the attributes of"):
+    with pytest.raises(StoreError, match="there is no such folder"):
         set_attributes(tmp_path / "no.zarr", {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from bigdeconv.errors import InvalidInputError
@@ -9,7 +10,8 @@ from bigdeconv.models.standin import standin
 from bigdeconv.storage import weights
 from bigdeconv.storage.weights import WcrrWeights
 
-DEFAULT = "standin"
+DEFAULT = "default"
+"""Stands for the model that a run without ``--model`` uses."""
 
 
 def names() -> tuple[str, ...]:
@@ -27,10 +29,17 @@ def resolve(name_or_path: str | Path | WcrrWeights) -> WcrrWeights:
     """
     if isinstance(name_or_path, WcrrWeights):
         return name_or_path
-    if name_or_path == "standin":
+    if name_or_path in {DEFAULT, "standin"}:
         return standin()
     if not Path(name_or_path).exists():
         raise InvalidInputError(
             f"model: {str(name_or_path)!r} is neither a file nor a shipped model; shipped: {', '.join(names())}."
         )
     return weights.load(name_or_path)
+
+
+def digest(model: WcrrWeights) -> str:
+    """Return a checksum of everything in a model that decides numbers."""
+    parts = [layer.tobytes() for layer in (*model.layers, model.scaling)]
+    numbers = repr([model.sigma_max, model.sigma_unit, model.log_mu, model.beta, model.gamma, model.lambda_max])
+    return hashlib.sha256(b"".join([*parts, numbers.encode()])).hexdigest()[:16]

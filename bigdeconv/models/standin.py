@@ -19,15 +19,15 @@ def standin() -> WcrrWeights:
     layer = _directional_differences()
     return WcrrWeights(
         layers=(layer,),
-        scaling=np.full((len(layer), 2), math.log(2.0), np.float32),
+        scaling=np.full((len(layer), 2), math.log(2 * 255), np.float32),
         sigma_max=50.0,
         sigma_unit=1 / 255,
         log_mu=math.log(10.0),
         beta=1.0,
         gamma=0.1,
         lambda_max=fourier_lambda_max([layer]),
-        kappa=0.1,
-        sigma_default=5 / 255,
+        kappa=0.004,
+        sigma_default=10 / 255,
         card={"name": "standin", "about": "hand-set directional differences, not trained"},
     )
 

@@ -62,21 +62,23 @@ class Blur:
 
     def to_fourier(self, x: Tensor) -> Tensor:
         """Return the spectrum of an estimate on ``E``."""
-        return torch.fft.rfftn(x, s=self.fft_shape, dim=AXES)
+        spectrum: Tensor = torch.fft.rfftn(x, s=self.fft_shape, dim=AXES)
+        return spectrum
 
     def forward_view(self, spectrum: Tensor, view: int) -> Tensor:
         """Return the blurred estimate on ``D`` as one view sees it; partner of `adjoint_view`."""
-        blurred = torch.fft.irfftn(spectrum * self._otfs[view], s=self.fft_shape, dim=AXES)
+        blurred: Tensor = torch.fft.irfftn(spectrum * self._otfs[view], s=self.fft_shape, dim=AXES)
         return blurred[_first(self.data_shape)]
 
     def adjoint_view(self, data: Tensor, view: int) -> Tensor:
         """Return the spectrum of the back-projection of one view given on ``D``; partner of `forward_view`."""
-        spectrum = torch.fft.rfftn(data, s=self.fft_shape, dim=AXES)
+        spectrum: Tensor = torch.fft.rfftn(data, s=self.fft_shape, dim=AXES)
         return spectrum.mul_(self._otfs[view].conj())
 
     def from_fourier(self, spectrum: Tensor) -> Tensor:
         """Return what a spectrum holds on ``E``; partner of `to_fourier`."""
-        return torch.fft.irfftn(spectrum, s=self.fft_shape, dim=AXES)[_first(self.estimate_shape)]
+        estimate: Tensor = torch.fft.irfftn(spectrum, s=self.fft_shape, dim=AXES)
+        return estimate[_first(self.estimate_shape)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``H x``, ``v z y x`` on ``D``, of an estimate on ``E``; partner of `adjoint`."""

@@ -71,7 +71,8 @@ def init(problem: Problem) -> State:
     """Start from ``Hᵀ(w∘y) ⊘ Hᵀw``."""
     blur, weights = problem.blur, problem.weights
     sensitivity = blur.adjoint(torch.ones_like(problem.data) if weights is None else weights)
-    sensitivity.clamp_(min=SENSITIVITY_FLOOR * float(sensitivity.max()))
+    # Where there is no datum at all the maximum is 0: the second floor keeps the estimate at its own.
+    sensitivity.clamp_(min=max(SENSITIVITY_FLOOR * float(sensitivity.max()), FLOOR))
     x = blur.adjoint(problem.data if weights is None else weights * problem.data)
     x.div_(sensitivity).clamp_(min=FLOOR)
     return State(x, x.clone(), sensitivity)

@@ -202,12 +202,15 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     Raises
     ------
     StoreError
-        If it is remote and to be written, or remote and obstore is not installed.
+        If it is to be written and remote or missing, or remote and obstore is not installed.
     """
+    if writable and is_remote(location):
+        raise StoreError(f"cannot write to {location}: output goes to local paths only")
+    if writable and not Path(location).is_dir():
+        # zarr would make the folder, and leave it behind when it then finds nothing in it.
+        raise StoreError(f"cannot write to {location}: there is no such folder")
     if not is_remote(location):
         return LocalStore(location, read_only=not writable)
-    if writable:
-        raise StoreError(f"cannot write to {location}: output goes to local paths only")
     try:
         from obstore.store import from_url  # an optional extra, and slow to import
     except ImportError as error:

@@ -1,0 +1,194 @@
+"""What is decided once for all blocks, before the first: which values are data, background, intensity scale, output scale.
+
+A block that chose its own would be a visible tile, a time point that chose its own would flicker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bigdeconv import deconvolution, intensity
+from bigdeconv.geometry import Box, Triple, triple
+from bigdeconv.intensity import Camera, Validity, VoxelCounts
+from bigdeconv.storage.arrays import read_box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bigdeconv.storage.omezarr import VolumeInfo
+    from bigdeconv.storage.weights import WcrrWeights
+
+REGION = 64
+"""Edge of a sample region in voxels."""
+HEADROOM = 4.0
+"""How much brighter than the brightest calibrated voxel the stored integers can become."""
+UINT16_MAX = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCalibration:
+    """What one channel's blocks share."""
+
+    validity: Validity
+    saturation: float
+    """Photons from which on a datum means "at least"; infinite for floating point."""
+    output_scale: float
+    """Factor from photons to stored values."""
+    digest: str
+    """Checksum of the sampled voxels: part of the identity of a run."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Where and how a channel is sampled."""
+
+    info: VolumeInfo
+    channel: int
+    timepoints: tuple[int, ...]
+    view_axis: str | None
+    camera: Camera
+    kernels: np.ndarray
+    """``v z y x``"""
+
+    def regions(self) -> Iterator[tuple[int, Box]]:
+        """Yield up to 27 regions spread over the volume, and over up to three time points."""
+        shape = self.info.zyx_shape
+        edge = triple(min(REGION, n) for n in shape)
+        starts = [sorted({round((n - e) * f) for f in (0.0, 0.5, 1.0)}) for n, e in zip(shape, edge, strict=True)]
+        times = sorted({self.timepoints[round((len(self.timepoints) - 1) * f)] for f in (0.0, 0.5, 1.0)})
+        for timepoint, *start in product(times, *starts):
+            yield timepoint, Box(triple(start), triple(a + e for a, e in zip(start, edge, strict=True)))
+
+    def read(self, timepoint: int, box: Box) -> np.ndarray:
+        """Return the counts of a box, ``v z y x``."""
+        counts = read_box(self.info, box, timepoint=timepoint, channel=self.channel, view_axis=self.view_axis)
+        return counts if self.view_axis else counts[None]
+
+
+def calibrate(
+    sampling: Sampling,
+    settings: deconvolution.Settings,
+    model: WcrrWeights | None,
+    *,
+    background: float | None,
+    intensity_scale: float | None,
+    output_scale: float | None,
+    masked: bool,
+    halo: Triple,
+    auto_tau: bool,
+    integer_output: bool,
+) -> tuple[ChannelCalibration, deconvolution.Settings]:
+    """Decide the numbers of one channel and complete its settings.
+
+    Parameters
+    ----------
+    background, intensity_scale
+        Counts; None to estimate them.
+    output_scale
+        None to choose it from restored regions.
+    masked
+        Whether fill and hot pixels are looked for.
+
+    Returns
+    -------
+    tuple
+        The calibration, and ``settings`` with background, scale, saturation and ``tau`` filled in, in photons.
+    """
+    camera, warnings = sampling.camera, list[str]()
+    counts = [sampling.read(t, box) for t, box in sampling.regions()]
+    flat = [view for region in counts for view in region]
+    fill = intensity.detect_fill(flat, sampling.info.fill_value) if masked else None
+    validity = Validity(fill=fill)
+    photons = [camera.photons(view) for view in flat]
+    masks = [_is_datum(c, p, validity) for c, p in zip(flat, photons, strict=True)]
+    radius = [n // 2 for n in sampling.kernels.shape[1:]]
+    b = intensity.estimate_background(photons, masks, radius) if background is None else camera.background(background)
+    scale = intensity.estimate_scale(photons, masks, b) if intensity_scale is None else intensity_scale * camera.gain
+    if scale <= 0:
+        scale = 1.0
+        warnings.append("The volume looks constant or empty: nothing rises above the background.")
+    warnings += _negative_warning(counts, camera)
+    validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
+    settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
+    if auto_tau:
+        kappa = model.kappa if model else 0.0
+        settings = replace(settings, tau=deconvolution.auto_tau(settings.method, scale, settings.sigma, kappa))
+    if output_scale is None:
+        output_scale = _choose_output_scale(sampling, settings, model, validity, halo) if integer_output else 1.0
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in counts)).hexdigest()
+    return ChannelCalibration(validity, settings.saturation, output_scale, digest, tuple(warnings)), settings
+
+
+def prepare_views(
+    counts: np.ndarray, camera: Camera, validity: Validity
+) -> tuple[np.ndarray, np.ndarray | None, VoxelCounts]:
+    """Turn counts ``v z y x`` into photons, voxel weights (None where all are 1), and what was left out."""
+    photons = np.stack([camera.photons(view) for view in counts])
+    weights: np.ndarray | None = None
+    total = VoxelCounts()
+    for v, view in enumerate(counts):
+        not_finite, fill, hot = intensity.data_mask(view, photons[v], validity)
+        invalid = not_finite | fill | hot
+        negative = int(np.count_nonzero(view < camera.offset)) if camera.offset or view.dtype.kind in "if" else 0
+        total += VoxelCounts(view.size, int(not_finite.sum()), int(fill.sum()), int(hot.sum()), negative)
+        if invalid.any():
+            weights = np.ones(counts.shape, np.float32) if weights is None else weights
+            weights[v][invalid] = 0
+    return photons, weights, total
+
+
+def _is_datum(counts: np.ndarray, photons: np.ndarray, validity: Validity) -> np.ndarray:
+    not_finite, fill, hot = intensity.data_mask(counts, photons, validity)
+    return np.asarray(~(not_finite | fill | hot))
+
+
+def _negative_warning(counts: list[np.ndarray], camera: Camera) -> list[str]:
+    total = sum(c.size for c in counts)
+    below = sum(int(np.count_nonzero(c < camera.offset)) for c in counts)
+    if below <= 0.01 * total:
+        return []
+    return [
+        f"{100 * below / total:.1f} % of the sampled voxels lie below the camera offset and count as 0; check --camera-offset."
+    ]
+
+
+def _saturation(info: VolumeInfo, camera: Camera) -> float:
+    dtype = np.dtype(info.dtype)
+    if dtype.kind not in "iu" or dtype.itemsize > 2:
+        return math.inf
+    return (float(np.iinfo(dtype).max) - camera.offset) * camera.gain + camera.read_noise**2
+
+
+def _choose_output_scale(
+    sampling: Sampling,
+    settings: deconvolution.Settings,
+    model: WcrrWeights | None,
+    validity: Validity,
+    halo: Triple,
+) -> float:
+    """Restore the two brightest regions and leave headroom: the largest power of two at which they fit four times over."""
+    whole = Box.of_shape(sampling.info.zyx_shape)
+    prior = deconvolution.make_prior(settings, model)
+    regions = sorted(sampling.regions(), key=lambda r: -_brightness(sampling, r[0], r[1], validity))[:2]
+    brightest = 0.0
+    for timepoint, box in regions:
+        window = box.grow(halo).intersect(whole)
+        photons, weights, _ = prepare_views(sampling.read(timepoint, window), sampling.camera, validity)
+        blur = deconvolution.make_blur(sampling.kernels, window.shape, settings)
+        estimate = deconvolution.restore(photons, weights, blur, prior, settings)
+        brightest = max(brightest, float(estimate[box.relative_to(window.start).slices].max()))
+    if brightest <= 0 or not math.isfinite(brightest):
+        return 1.0
+    return 2.0 ** math.floor(math.log2(UINT16_MAX / (HEADROOM * brightest)))
+
+
+def _brightness(sampling: Sampling, timepoint: int, box: Box, validity: Validity) -> float:
+    photons, weights, _ = prepare_views(sampling.read(timepoint, box), sampling.camera, validity)
+    return float(np.percentile(photons if weights is None else photons * weights, 99.9))

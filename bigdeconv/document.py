@@ -1,0 +1,234 @@
+"""A job as the ledger keeps it, and what a run makes from it: the output's metadata and the workers' recipe.
+
+A resumed run reads the document and decides nothing anew.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: TC001  (pydantic reads the annotations of the document at run time)
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
+
+from bigdeconv import models
+from bigdeconv.config import JobConfig
+from bigdeconv.deconvolution import Settings
+from bigdeconv.engine.recipe import ChannelRecipe, Recipe
+from bigdeconv.intensity import Camera, Validity
+from bigdeconv.job import Job, camera
+from bigdeconv.planner import Plan
+from bigdeconv.storage import weights
+from bigdeconv.storage.omezarr import Channel, LevelSpec, OutputSpec, VolumeInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bigdeconv.storage.ledger import Ledger
+
+NUMERICS_VERSION = 1
+"""Raised whenever the same input and settings give other numbers than before."""
+_NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version"}
+"""Settings that do not decide the numbers, or that do so by what they name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChannel:
+    """What one channel's blocks share."""
+
+    settings: Settings
+    validity: Validity
+    output_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Everything that a run needs besides arrays."""
+
+    schema_version: Literal[1]
+    digest: str
+    identity: dict[str, Any]
+    """What decides the numbers, as named digests and parameters."""
+    config: JobConfig
+    volume: VolumeInfo
+    plan: Plan
+    camera: Camera
+    channels: dict[int, StoredChannel]
+    output_axes: tuple[str, ...]
+    output_dtype: str
+    workers: int
+    threads: int
+    cuda: bool
+    warnings: tuple[str, ...]
+
+
+def from_job(job: Job) -> Document:
+    """Return the document of a job; its arrays go beside it (`arrays_of`)."""
+    outline = job.outline
+    channels = {
+        c: StoredChannel(job.settings[c], job.calibrations[c].validity, job.calibrations[c].output_scale)
+        for c in outline.plan.channels
+    }
+    identity = _identity(job)
+    decided = {c: asdict(channel) for c, channel in channels.items()}
+    return Document(
+        schema_version=1,
+        digest=_digest([identity, asdict(outline.plan), decided]),
+        identity=identity,
+        config=outline.config,
+        volume=outline.volume,
+        plan=outline.plan,
+        camera=camera(outline.config),
+        channels=channels,
+        output_axes=tuple(a for a in "tczyx" if a in outline.volume.axes and a != outline.config.views_axis),
+        output_dtype=outline.output_dtype,
+        workers=outline.workers,
+        threads=outline.threads,
+        cuda=outline.cuda,
+        warnings=job.warnings,
+    )
+
+
+def arrays_of(job: Job) -> dict[str, np.ndarray]:
+    """Return the PSFs under the names that `make_recipe` expects."""
+    return {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+
+
+def dump(document: Document) -> dict[str, Any]:
+    """Return a document as plain values."""
+    values: dict[str, Any] = TypeAdapter(Document).dump_python(document, mode="json")
+    return values
+
+
+def load(ledger: Ledger) -> Document:
+    """Return the document of a ledger."""
+    return TypeAdapter(Document).validate_python(ledger.document())
+
+
+def make_recipe(document: Document, ledger: Ledger, *, threads: int | None) -> Recipe:
+    """Make what the workers need from a ledger alone."""
+    arrays = ledger.arrays()
+    return Recipe(
+        digest=document.digest,
+        volume=document.volume,
+        view_axis=document.config.views_axis,
+        camera=document.camera,
+        plan=document.plan,
+        channels={
+            c: ChannelRecipe(stored.settings, stored.validity, arrays[f"psf{c}"], stored.output_scale)
+            for c, stored in document.channels.items()
+        },
+        model=weights.load(ledger.model_path) if ledger.model_path.exists() else None,
+        output=str(Path(document.config.output).absolute()),
+        output_axes=document.output_axes,
+        output_dtype=document.output_dtype,
+        keep_bits=document.config.keep_bits,
+        scratch=str((ledger.path / "scratch").absolute()),
+        threads=threads,
+    )
+
+
+def output_spec(document: Document) -> OutputSpec:
+    """Return the arrays and metadata of the output."""
+    config = document.config
+    return OutputSpec(
+        axes=document.output_axes,
+        units=tuple(_transform(document, axis)[2] for axis in document.output_axes),
+        dtype=document.output_dtype,
+        levels=tuple(_level_spec(document, n) for n in range(len(document.plan.levels))),
+        ome_version=config.ome_version,
+        name=document.volume.name or Path(config.output).stem,
+        channels=_channels(document),
+        attributes=_attributes(document),
+    )
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    outline = job.outline
+    volume = {k: v for k, v in asdict(outline.volume).items() if k not in {"location", "name", "channels"}}
+    kernels = b"".join(kernel.tobytes() for _, kernel in sorted(outline.kernels.items()))
+    parameters = {k: v for k, v in outline.config.model_dump(mode="json").items() if k not in _NOT_NUMBERS}
+    return {
+        "input": _digest([volume, [c.digest for c in job.calibrations.values()]]),
+        "psf": hashlib.sha256(kernels).hexdigest()[:16],
+        "model": models.digest(outline.model) if outline.model else None,
+        "numerics": NUMERICS_VERSION,
+        "parameters": parameters,
+    }
+
+
+def _level_spec(document: Document, n: int) -> LevelSpec:
+    plan, level = document.plan, document.plan.levels[n]
+    rows = []
+    for axis in document.output_axes:
+        scale, origin, _ = _transform(document, axis)
+        if axis in "zyx":
+            i = "zyx".index(axis)
+            factor = level.factors[i]
+            sizes = (level.shape[i], level.chunk_shape[i], level.write_shape[i])
+        else:
+            factor, sizes = 1, (len(plan.timepoints) if axis == "t" else len(plan.channels), 1, 1)
+        # A coarse voxel is centred on the voxels that it is the mean of: half a step past the first of them.
+        rows.append((*sizes, scale * factor, origin + scale * (factor - 1) / 2))
+    shape, chunk, shard, scales, translations = (tuple(column) for column in zip(*rows, strict=True))
+    return LevelSpec(shape, chunk, shard if level.shard_shape else None, scales, translations)
+
+
+def _transform(document: Document, axis: str) -> tuple[float, float, str | None]:
+    """Return scale, translation and unit of an axis at level 0: as stored, or in µm where the user gave the voxel size."""
+    volume, plan = document.volume, document.plan
+    stored = volume.axes.index(axis)
+    scale, origin, unit = volume.scales[stored], volume.translations[stored], volume.units[stored]
+    if axis == "c":
+        return 1.0, 0.0, unit
+    if axis == "t":
+        return scale, origin + plan.timepoints[0] * scale, unit
+    i = "zyx".index(axis)
+    if document.config.voxel_um is not None or unit is None:
+        scale, origin, unit = volume.voxel_zyx_um[i], volume.translation_zyx_um[i], "micrometer"
+    return scale, origin + plan.roi.start[i] * scale, unit
+
+
+def _channels(document: Document) -> tuple[Channel, ...]:
+    """Carry names and colours over; the window goes from dark to twice the intensity scale, in stored values."""
+    found = []
+    for c in document.plan.channels:
+        known = (
+            document.volume.channels[c] if c < len(document.volume.channels) else Channel(f"channel {c}", None, None)
+        )
+        stored = document.channels[c]
+        end = 2 * stored.settings.intensity_scale * stored.output_scale
+        limit = 65535.0 if document.output_dtype == "uint16" else end
+        found.append(Channel(known.label, known.color, (0.0, limit, 0.0, min(end, limit))))
+    return tuple(found)
+
+
+def _attributes(document: Document) -> dict[str, Any]:
+    """Return what the output says about its making; nothing in it depends on when or where it was made."""
+    hidden = {"output", "workers", "scheduler", "memory"}
+    channels = {
+        str(c): {
+            # JSON has no infinity: what has no saturation says nothing of it.
+            **{k: v for k, v in asdict(stored.settings).items() if v != float("inf") and k != "device"},
+            "output_scale": stored.output_scale,
+            "fill": stored.validity.fill,
+        }
+        for c, stored in document.channels.items()
+    }
+    return {
+        "digest": document.digest,
+        "identity": {k: v for k, v in document.identity.items() if k != "parameters"},
+        "settings": document.config.model_dump(mode="json", exclude=hidden),
+        "channels": channels,
+        "versions": {"python": platform.python_version()}
+        | {n: version(n) for n in ("bigdeconv", "numpy", "torch", "zarr")},
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

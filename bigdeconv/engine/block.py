@@ -1,0 +1,194 @@
+"""One block on a worker: solve it, merge it, write it.
+
+The way of a block: one read, one upload, all iterations on the device, one download, rims to scratch, lower rims in, one write
+of whole shards per level.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigdeconv import blending, deconvolution
+from bigdeconv.calibration import prepare_views
+from bigdeconv.errors import BigdeconvError
+from bigdeconv.geometry import Box, Triple, triple
+from bigdeconv.pyramid import downsample
+from bigdeconv.storage import ledger
+from bigdeconv.storage.arrays import read_box, read_region, write_region
+
+if TYPE_CHECKING:
+    from bigdeconv.engine.recipe import Recipe
+    from bigdeconv.physics.convolution import Blur
+    from bigdeconv.planner import BlockTask
+    from bigdeconv.priors import Prior
+
+PYRAMID_SLAB = 32
+"""Planes of a coarse level that are made at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A block between its two tasks: it waits on its worker for the rims of its lower neighbours."""
+
+    core: np.ndarray | None
+    """Weighted core in photons, ``z y x`` float32; None for a block without data."""
+    stats: dict[str, Any]
+
+
+def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
+    """Read a block, restore it, leave its rims in the scratch folder and return its core.
+
+    Raises
+    ------
+    BigdeconvError
+        If the estimate is not finite.
+    """
+    started = time.perf_counter()
+    channel = recipe.channels[task.channel]
+    counts = read_box(
+        recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
+    )
+    views = counts if recipe.view_axis else counts[None]
+    photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity)
+    del counts, views
+    read_seconds = time.perf_counter() - started
+    stats = {"read_seconds": round(read_seconds, 3), **{k: v for k, v in asdict(voxel_counts).items() if v}}
+    if weights is not None and not weights.any():
+        _leave_empty_rims(recipe, task)
+        return Solved(None, stats | {"skipped": True})
+    blur, prior = _tools(recipe, task.channel, task.read.shape)
+    estimate = deconvolution.restore(photons, weights, blur, prior, channel.settings)
+    if not np.isfinite(estimate).all():
+        raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
+    kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
+    has_lower = triple(int(p > 0) for p in task.position)
+    blending.weigh_(kept, task.core.shape, recipe.plan.blend, has_lower)
+    for direction, box in blending.rim_boxes(kept.shape, task.core.shape):
+        ledger.write_rim(recipe.scratch, task.index, direction, kept[box.slices])
+    core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
+    return Solved(core, stats | {"solve_seconds": round(time.perf_counter() - started - read_seconds, 3)})
+
+
+def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Triple, int]) -> dict[str, Any]:
+    """Add the rims of the lower neighbours to a core and write it, with the levels that it determines alone.
+
+    Parameters
+    ----------
+    rims
+        Index of the neighbour whose rim comes in, by its direction.
+
+    Returns
+    -------
+    dict
+        The block's statistics, for the ledger.
+    """
+    started = time.perf_counter()
+    incoming = {d: ledger.read_rim(recipe.scratch, index, d) for d, index in rims.items()}
+    core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
+    blending.merge_(core, incoming)
+    stored, clipped = to_stored(core, recipe, task.channel)
+    if solved.core is not None or any(rim.size for rim in incoming.values()):
+        _write_levels(recipe, task, stored)
+    return {
+        "block": task.index,
+        **solved.stats,
+        **({"clipped": clipped} if clipped else {}),
+        "max": round(float(core.max()), 4),
+        "write_seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def to_stored(core: np.ndarray, recipe: Recipe, channel: int) -> tuple[np.ndarray, int]:
+    """Convert photons to what is stored; return it with the number of clipped voxels."""
+    dtype = np.dtype(recipe.output_dtype)
+    scaled = core * np.float32(recipe.channels[channel].output_scale)
+    if dtype.kind == "f":
+        return (scaled if recipe.keep_bits is None else _round_mantissa(scaled, recipe.keep_bits)), 0
+    limit = np.iinfo(dtype).max
+    rounded = np.rint(scaled)
+    clipped = int(np.count_nonzero(rounded > limit))
+    return np.clip(rounded, 0, limit).astype(dtype), clipped
+
+
+def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> None:
+    """Make one write unit of a coarse level from the stored level above it.
+
+    ``timepoint`` and ``channel`` count in the output.
+    """
+    fine, coarse = recipe.plan.levels[level - 1], recipe.plan.levels[level]
+    step = triple(c // f for c, f in zip(coarse.factors, fine.factors, strict=True))
+    result = np.empty(box.shape, recipe.output_dtype)
+    for z in range(0, box.shape[0], PYRAMID_SLAB):
+        part = Box(
+            (box.start[0] + z, *box.start[1:]), (min(box.start[0] + z + PYRAMID_SLAB, box.stop[0]), *box.stop[1:])
+        )
+        source = Box(
+            triple(a * s for a, s in zip(part.start, step, strict=True)),
+            triple(min(b * s, n) for b, s, n in zip(part.stop, step, fine.shape, strict=True)),
+        )
+        planes = read_region(recipe.output, str(level - 1), _index(recipe, timepoint, channel, source))
+        result[z : z + part.shape[0]] = downsample(planes.reshape(source.shape), step)
+    _write(recipe, level, timepoint, channel, box, result)
+
+
+def _leave_empty_rims(recipe: Recipe, task: BlockTask) -> None:
+    """Tell the upper neighbours that nothing comes from here: an empty rim, which adds nothing."""
+    for direction, _ in blending.rim_boxes(task.keep.shape, task.core.shape):
+        ledger.write_rim(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32))
+
+
+def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> None:
+    plan = recipe.plan
+    timepoint, channel = plan.timepoints.index(task.timepoint), plan.channels.index(task.channel)
+    core = task.core.relative_to(plan.roi.start)
+    for n, level in enumerate(plan.levels):
+        if not level.in_task:
+            break
+        if n:
+            finer = plan.levels[n - 1].factors
+            stored = downsample(stored, triple(c // f for c, f in zip(level.factors, finer, strict=True)))
+        _write(recipe, n, timepoint, channel, core.coarsen(level.factors), stored)
+
+
+def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, data: np.ndarray) -> None:
+    index = _index(recipe, timepoint, channel, box)
+    shape = [i.stop - i.start for i in index if isinstance(i, slice)]
+    write_region(recipe.output, str(level), index, data.reshape(shape))
+
+
+def _index(recipe: Recipe, timepoint: int, channel: int, box: Box) -> tuple[int | slice, ...]:
+    places: dict[str, int | slice] = {"t": timepoint, "c": channel}
+    places |= dict(zip("zyx", box.slices, strict=True))
+    return tuple(places[axis] for axis in recipe.output_axes)
+
+
+def _round_mantissa(values: np.ndarray, keep_bits: int) -> np.ndarray:
+    """Round float32 to ``keep_bits`` bits of mantissa, to nearest with ties to even; the rest become zeros that compress."""
+    drop = 23 - keep_bits
+    if drop <= 0:
+        return values
+    bits = values.astype(np.float32).view(np.uint32)
+    half = np.uint32((1 << (drop - 1)) - 1) + ((bits >> np.uint32(drop)) & np.uint32(1))
+    return ((bits + half) & np.uint32(~((1 << drop) - 1) & 0xFFFFFFFF)).view(np.float32)
+
+
+_TOOLS: dict[str, tuple[Any, Any]] = {}
+
+
+def _tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Prior | None]:
+    """Return OTFs and prior, built once per worker for as long as channel and window stay the same.
+
+    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.
+    """
+    settings, kernels = recipe.channels[channel].settings, recipe.channels[channel].kernels
+    blur_key, prior_key = (recipe.digest, channel, window_shape), (recipe.digest, channel)
+    if _TOOLS.get("blur", (None,))[0] != blur_key:
+        _TOOLS.pop("blur", None)
+        _TOOLS["blur"] = (blur_key, deconvolution.make_blur(kernels, window_shape, settings))
+    if _TOOLS.get("prior", (None,))[0] != prior_key:
+        _TOOLS["prior"] = (prior_key, deconvolution.make_prior(settings, recipe.model))
+    return _TOOLS["blur"][1], _TOOLS["prior"][1]

@@ -1,0 +1,163 @@
+"""A client of a Dask cluster: one of our own on this machine, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
+
+from bigdeconv.engine import tasks
+from bigdeconv.errors import ClusterLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Worker
+
+    from bigdeconv.engine.recipe import Recipe
+
+LOOPBACK = "127.0.0.1"
+DASHBOARD_PORT = 8787
+_SETTINGS = {
+    # Blocks keep their data in unmanaged memory that the planner has bounded: Dask must neither spill nor kill for it.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    # A block may hold the GIL or the CPU for minutes, and a preempted worker must not condemn what was waiting on it.
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.scheduler.allowed-failures": 10,
+    "distributed.comm.timeouts.connect": "120s",
+    "distributed.comm.timeouts.tcp": "120s",
+    "distributed.admin.tick.limit": "1h",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorkers:
+    """The workers of a cluster on this machine."""
+
+    count: int
+    threads: int
+    """Threads that each may use for FFTs and convolutions."""
+    cuda: bool = False
+    """Whether worker i gets GPU i to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A cluster to work on."""
+
+    client: Client
+    dashboard: str
+    """What to tell the user about the dashboard."""
+    slots: int
+    """Blocks that can be computed at the same time."""
+
+
+@contextmanager
+def connect(scheduler: str | None, local: LocalWorkers) -> Iterator[Connection]:
+    """Start a local cluster, or join the one at an address or in a scheduler file.
+
+    Raises
+    ------
+    ClusterLostError
+        If there is no scheduler, or it has no workers within a minute.
+    """
+    with dask.config.set(_SETTINGS):
+        if scheduler is None:
+            with _local_cluster(local) as cluster, Client(cluster, set_as_default=False) as client:
+                client.wait_for_workers(local.count, timeout=120)
+                yield _connection(client)
+        else:
+            with _join(scheduler) as client:
+                yield _connection(client)
+
+
+def install(client: Client, recipe: Recipe) -> None:
+    """Send the recipe to all workers, those that join later too; before the first task."""
+    client.register_plugin(_RecipePlugin(recipe), name=f"bigdeconv-{recipe.digest}")
+
+
+class _RecipePlugin(WorkerPlugin):
+    """Keeps a recipe on a worker and gives its FFTs and convolutions their threads."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def setup(self, worker: Worker) -> None:
+        import torch
+
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(self._recipe.threads or max(cores // worker.state.nthreads, 1))
+        tasks.RECIPES[self._recipe.digest] = self._recipe
+
+    def teardown(self, worker: Worker) -> None:
+        tasks.RECIPES.pop(self._recipe.digest, None)
+
+
+def _local_cluster(local: LocalWorkers) -> SpecCluster:
+    logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": LOOPBACK, "port": 0, "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+    }
+    workers = {i: {"cls": Nanny, "options": _nanny_options(i, local)} for i in range(local.count)}
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def _nanny_options(i: int, local: LocalWorkers) -> dict[str, Any]:
+    environment = {name: str(local.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment["BLOSC_NTHREADS"] = "1"
+    if local.cuda:
+        environment["CUDA_VISIBLE_DEVICES"] = str(i)
+    return {
+        "nthreads": 1,
+        "host": LOOPBACK,
+        "env": environment,
+        "memory_limit": 0,
+        "dashboard": False,
+        "silence_logs": logging.ERROR,
+    }
+
+
+def _free_port(wanted: int) -> int:
+    """Return the wanted port, or 0 (any) where another dashboard has it."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, wanted))
+        except OSError:
+            return 0
+    return wanted
+
+
+def _join(scheduler: str) -> Client:
+    try:
+        if "://" in scheduler or not Path(scheduler).suffix:
+            client = Client(scheduler, set_as_default=False, timeout=30)
+        else:
+            client = Client(scheduler_file=scheduler, set_as_default=False, timeout=30)
+        client.wait_for_workers(1, timeout=60)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterLostError(
+            f"scheduler: no Dask cluster with workers answers at {scheduler!r} ({error}); "
+            "give tcp://HOST:PORT or a scheduler file, and start at least one worker."
+        ) from error
+    return client
+
+
+def _connection(client: Client) -> Connection:
+    slots = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
+    dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh
+    return Connection(client, dashboard, max(slots, 1))

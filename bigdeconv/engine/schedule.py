@@ -1,0 +1,254 @@
+"""The driver's loop: a bounded window of futures over the blocks, merged as soon as their lower neighbours are solved.
+
+Each block is two tasks, ``solve`` and ``merge``.  Tasks go out in the plan's order, in which a block comes after its lower
+neighbours, so what waits for rims waits shortly.  The driver's memory is a few bytes per block.
+"""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from bigdeconv.blending import DIRECTIONS
+from bigdeconv.engine import tasks
+from bigdeconv.errors import ClusterLostError
+from bigdeconv.geometry import Box, Grid, Triple, triple
+from bigdeconv.storage.ledger import drop_rim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from distributed import Client, Future
+
+    from bigdeconv.engine.cluster import Connection
+    from bigdeconv.engine.recipe import Recipe
+    from bigdeconv.planner import BlockTask
+
+RETRIES = 2
+"""How often a task that raised is tried again."""
+LOST_AFTER_SECONDS = 120
+"""How long a cluster may be without workers before it counts as lost."""
+HOPELESS = 10
+"""Failed blocks, and more than finished ones, after which nothing more is tried."""
+
+SOLVED, FINISHED, FAILED = 1, 2, 4
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands; what the journal has of each block is handed on with it."""
+
+    blocks_total: int
+    blocks_finished: int = 0
+    blocks_skipped: int = 0
+    blocks_failed: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def run_blocks(
+    connection: Connection,
+    recipe: Recipe,
+    finished: Iterable[dict[str, Any]],
+    on_finished: Callable[[dict[str, Any], Progress], None],
+) -> Progress:
+    """Compute every block that is not finished.
+
+    Parameters
+    ----------
+    finished
+        Journal records of blocks that an earlier run finished.
+    on_finished
+        Called with each new record before its rims are dropped: when it returns, the block counts as finished.
+
+    Raises
+    ------
+    ClusterLostError
+        If the scheduler or all workers went away.
+    """
+    return _BlockRun(connection, recipe, finished, on_finished).run()
+
+
+def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> None:
+    """Make a level that no core determines alone, one write unit per task.
+
+    Raises
+    ------
+    ClusterLostError
+        If the scheduler or all workers went away.
+    """
+    window = _Window(connection.client, max(2 * connection.slots, 4))
+    units = _pyramid_units(recipe, level)
+    for number, (timepoint, channel, box) in enumerate(units):
+        if window.is_full:
+            window.next()[1].result()
+        key = f"downsample-{recipe.digest[:8]}-{level}-{number}"
+        window.submit(number, tasks.downsample, recipe.digest, level, timepoint, channel, box, key=key)
+    while window.pending:
+        window.next()[1].result()
+
+
+def _pyramid_units(recipe: Recipe, level: int) -> Iterator[tuple[int, int, Box]]:
+    plan = recipe.plan
+    grid = Grid(plan.levels[level].shape, plan.levels[level].write_shape)
+    for timepoint, channel in product(range(len(plan.timepoints)), range(len(plan.channels))):
+        for position in grid.positions():
+            yield timepoint, channel, grid.core(position)
+
+
+class _Window:
+    """A bounded number of futures, handed back as they finish."""
+
+    def __init__(self, client: Client, size: int) -> None:
+        self._client = client
+        self._size = size
+        self._done: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+        self.pending = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.pending >= self._size
+
+    def submit(
+        self, tag: int, function: Callable[..., Any], *arguments: Any, key: str, priority: int = 0
+    ) -> Future[Any]:
+        future = self._client.submit(
+            function, *arguments, key=key, pure=False, retries=RETRIES, priority=priority
+        )  # fmt: skip
+        future.add_done_callback(lambda f: self._done.put((tag, f)))
+        self.pending += 1
+        return future
+
+    def next(self) -> tuple[int, Future[Any]]:
+        waited = 0
+        while True:
+            try:
+                item = self._done.get(timeout=5)
+            except queue.Empty:
+                waited = 0 if self._has_workers() else waited + 5
+                if waited >= LOST_AFTER_SECONDS:
+                    raise ClusterLostError("cluster: all workers are gone; go on with `bigdeconv resume`.") from None
+                continue
+            self.pending -= 1
+            if item[1].status == "cancelled":
+                raise ClusterLostError("cluster: the scheduler closed the connection; go on with `bigdeconv resume`.")
+            return item
+
+    def _has_workers(self) -> bool:
+        if self._client.status != "running":
+            return False
+        return bool(self._client.scheduler_info(n_workers=1)["workers"])
+
+
+class _BlockRun:
+    """The state of one run over all blocks."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        recipe: Recipe,
+        finished: Iterable[dict[str, Any]],
+        on_finished: Callable[[dict[str, Any], Progress], None],
+    ) -> None:
+        self._recipe, self._plan, self._on_finished = recipe, recipe.plan, on_finished
+        self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
+        self._state = bytearray(self._plan.n_blocks)
+        self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
+        self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
+        self.progress = Progress(self._plan.n_blocks)
+        for record in finished:
+            self._count(record)
+
+    def run(self) -> Progress:
+        remaining = (i for i in range(self._plan.n_blocks) if not self._state[i] & FINISHED)
+        exhausted = False
+        while True:
+            while not exhausted and not self._window.is_full and not self._hopeless:
+                index = next(remaining, None)
+                exhausted = index is None
+                if index is not None:
+                    self._submit_solve(self._plan.task(index))
+            if not self._window.pending:
+                break
+            self._receive(*self._window.next())
+        return self.progress
+
+    @property
+    def _hopeless(self) -> bool:
+        p = self.progress
+        return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished
+
+    def _receive(self, index: int, future: Future[Any]) -> None:
+        if index in self._merging:
+            task, _ = self._merging.pop(index)
+            if future.status == "finished":
+                self._finish(task, future.result())
+            else:
+                self._fail(task, future)
+            return
+        task, _ = self._solved[index]
+        if future.status != "finished":
+            del self._solved[index]
+            self._fail(task, future)
+            return
+        self._state[index] |= SOLVED
+        for candidate in (index, *self._upper(task)):
+            self._merge_if_ready(candidate)
+
+    def _submit_solve(self, task: BlockTask) -> None:
+        key = f"solve-{self._recipe.digest[:8]}-{task.index}"
+        # Earlier blocks first: what waits for rims then waits shortly.
+        future = self._window.submit(task.index, tasks.solve, self._recipe.digest, task, key=key, priority=-task.index)
+        self._solved[task.index] = (task, future)
+
+    def _merge_if_ready(self, index: int) -> None:
+        if index not in self._solved or not self._state[index] & SOLVED:
+            return
+        task, solved = self._solved[index]
+        lower = self._lower(task)
+        if any(self._state[n] & FAILED for n in lower.values()):
+            del self._solved[index]  # It stays unfinished: a resumed run solves it again with its neighbours.
+        elif all(self._state[n] & (SOLVED | FINISHED) for n in lower.values()):
+            self._merging[index] = (task, self._submit_merge(task, solved, lower))
+            del self._solved[index]
+
+    def _submit_merge(self, task: BlockTask, solved: Future[Any], rims: dict[Triple, int]) -> Future[Any]:
+        key = f"merge-{self._recipe.digest[:8]}-{task.index}"
+        return self._window.submit(
+            task.index, tasks.merge, self._recipe.digest, task, solved, rims, key=key, priority=self._plan.n_blocks
+        )
+
+    def _finish(self, task: BlockTask, record: dict[str, Any]) -> None:
+        self._count(record)
+        self._on_finished(record, self.progress)
+        for direction, index in self._lower(task).items():
+            drop_rim(self._recipe.scratch, index, direction)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self._state[record["block"]] |= FINISHED
+        self.progress.blocks_finished += 1
+        self.progress.blocks_skipped += bool(record.get("skipped"))
+
+    def _fail(self, task: BlockTask, future: Future[Any]) -> None:
+        self._state[task.index] |= FAILED
+        self.progress.blocks_failed += 1
+        self.progress.errors.append(f"block {task.index}: {future.exception()}")
+        for neighbour in self._upper(task):
+            self._merge_if_ready(neighbour)
+
+    def _lower(self, task: BlockTask) -> dict[Triple, int]:
+        """Return the neighbours whose rims a block takes in, by the direction from them to it."""
+        if not self._plan.overlaps:
+            return {}
+        found = {d: self._plan.neighbour(task, triple(-i for i in d)) for d in DIRECTIONS if self._blends(d)}
+        return {d: n for d, n in found.items() if n is not None}
+
+    def _upper(self, task: BlockTask) -> list[int]:
+        if not self._plan.overlaps:
+            return []
+        found = (self._plan.neighbour(task, d) for d in DIRECTIONS if self._blends(d))
+        return [n for n in found if n is not None]
+
+    def _blends(self, direction: Triple) -> bool:
+        return all(b > 0 for b, d in zip(self._plan.blend, direction, strict=True) if d)

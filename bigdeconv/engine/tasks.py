@@ -1,0 +1,30 @@
+"""What Dask runs on a worker: short names for its dashboard, and nothing in the messages but digests and boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bigdeconv.engine import block
+
+if TYPE_CHECKING:
+    from bigdeconv.engine.recipe import Recipe
+    from bigdeconv.geometry import Box, Triple
+    from bigdeconv.planner import BlockTask
+
+RECIPES: dict[str, Recipe] = {}
+"""The recipes that this worker has been sent, by digest."""
+
+
+def solve(digest: str, task: BlockTask) -> block.Solved:
+    """Solve a block."""
+    return block.solve_block(RECIPES[digest], task)
+
+
+def merge(digest: str, task: BlockTask, solved: block.Solved, rims: dict[Triple, int]) -> dict[str, Any]:
+    """Merge and write a block."""
+    return block.merge_block(RECIPES[digest], task, solved, rims)
+
+
+def downsample(digest: str, level: int, timepoint: int, channel: int, box: Box) -> None:
+    """Make a part of a coarse level."""
+    block.downsample_region(RECIPES[digest], level, timepoint, channel, box)

@@ -1,0 +1,309 @@
+"""Run a job, resume it, tell where it stands."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigdeconv import document as documents
+from bigdeconv import job as jobs
+from bigdeconv.engine.cluster import LocalWorkers, connect, install
+from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
+from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.storage import omezarr, weights
+from bigdeconv.storage.arrays import is_remote, sweep_partial
+from bigdeconv.storage.ledger import Ledger, ledger_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from bigdeconv.config import JobConfig
+    from bigdeconv.document import Document
+    from bigdeconv.job import Job, Outline
+
+
+@dataclass(slots=True)
+class Events:
+    """What a caller may want to hear about while a run goes on; every default does nothing."""
+
+    planned: Callable[[Outline], None] = lambda _: None
+    warned: Callable[[str], None] = lambda _: None
+    connected: Callable[[str], None] = lambda _: None
+    """The dashboard's address."""
+    progressed: Callable[[Progress], None] = lambda _: None
+    phase: Callable[[str], None] = lambda _: None
+
+
+@dataclass(slots=True)
+class Summary:
+    """How a run ended."""
+
+    output: str
+    blocks_total: int
+    blocks_done: int
+    blocks_skipped: int
+    blocks_failed: int
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Voxels left out, mended or clipped, by reason."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block and level is written."""
+        return self.blocks_done == self.blocks_total
+
+
+def plan(config: JobConfig) -> Outline:
+    """Plan a job without computing or writing anything.
+
+    Raises
+    ------
+    BigdeconvError
+        If the input or a setting does not fit.
+    """
+    return jobs.inspect(config)
+
+
+def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, events: Events | None = None) -> Summary:
+    """Deconvolve a volume.
+
+    Parameters
+    ----------
+    resume
+        Go on with an unfinished output of the same job.
+    overwrite
+        Replace an existing output, once everything else has been found in order.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and neither is asked for.
+    BigdeconvError
+        If the input or a setting does not fit; then nothing has been written.
+    ClusterLostError
+        If the workers went away; what is finished stays finished.
+    """
+    events = events or Events()
+    output = _local_output(config.output)
+    if not (resume or overwrite):
+        _require_free(output)
+    if overwrite:
+        _require_replaceable(output)
+    if resume and not ledger_path(output).exists():
+        resume = False
+        _require_free(output)
+    job = jobs.prepare(jobs.inspect(config))
+    events.planned(job.outline)
+    for warning in job.warnings:
+        events.warned(warning)
+    document = documents.from_job(job)
+    if resume:
+        _require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
+        return _execute(output, events, scheduler=config.scheduler)
+    if overwrite:
+        _remove(output)
+    _start_ledger(output, job, document)
+    return _execute(output, events, scheduler=config.scheduler)
+
+
+def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> Summary:
+    """Go on with an interrupted run, from its stored plan alone.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, another run is writing, or the input is not the one that was planned.
+    """
+    return _execute(_local_output(str(output)), events or Events(), scheduler=scheduler)
+
+
+def status(output: str | Path) -> dict[str, Any]:
+    """Tell how far a run is: blocks and a state, ``running``, ``interrupted``, ``incomplete`` or ``complete``."""
+    ledger = Ledger.open(output)
+    progress = Progress(documents.load(ledger).plan.n_blocks)
+    failed, complete, closed = 0, False, False
+    for record in ledger.records():
+        if "block" in record:
+            progress.blocks_finished += 1
+            progress.blocks_skipped += bool(record.get("skipped"))
+            closed = False
+        elif "complete" in record:
+            complete, failed, closed = record["complete"], record["failed"], True
+    resting = "complete" if complete else "incomplete" if closed else "interrupted"
+    state = "running" if ledger.is_being_written() else resting
+    return {
+        "output": str(output),
+        "state": state,
+        "blocks_total": progress.blocks_total,
+        "blocks_done": progress.blocks_finished,
+        "blocks_skipped": progress.blocks_skipped,
+        "blocks_failed": failed if closed else 0,
+    }
+
+
+def validate(output: str | Path, *, deep: bool = False) -> list[str]:
+    """Check an OME-Zarr image; return one sentence per problem, none if it is valid."""
+    return omezarr.validate(output, deep=deep)
+
+
+def _execute(output: Path, events: Events, *, scheduler: str | None) -> Summary:
+    """Do what the ledger says is left to do."""
+    started = time.monotonic()
+    ledger = Ledger.open(output)
+    with ledger.writing(), _stopping_on_termination():
+        document = documents.load(ledger)
+        _ensure_output(output, document)
+        records = [r for r in ledger.records() if "block" in r]
+        levels_done = {r["level"] for r in ledger.records() if "level" in r}
+        _require_same_input(document)
+        workers = LocalWorkers(document.workers, document.threads, document.cuda)
+        recipe = documents.make_recipe(document, ledger, threads=document.threads if scheduler is None else None)
+
+        def on_finished(record: dict[str, Any], progress: Progress) -> None:
+            ledger.append(record)
+            records.append(record)
+            events.progressed(progress)
+
+        with connect(scheduler, workers) as connection:
+            install(connection.client, recipe)
+            events.connected(connection.dashboard)
+            events.phase("blocks")
+            progress = run_blocks(connection, recipe, list(records), on_finished)
+            if progress.blocks_finished == progress.blocks_total:
+                for n, level in enumerate(recipe.plan.levels):
+                    if not level.in_task and n not in levels_done:
+                        events.phase(f"level {n}")
+                        run_pyramid(connection, recipe, n)
+                        ledger.append({"level": n})
+        summary = _summarise(output, progress, records, document.warnings, time.monotonic() - started)
+        if summary.complete:
+            ledger.drop_scratch()
+            summary.errors += validate(output)
+        ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
+    return summary
+
+
+def _summarise(
+    output: Path, progress: Progress, records: list[dict[str, Any]], warnings: Iterable[str], seconds: float
+) -> Summary:
+    names = ("not_finite", "fill", "hot", "negative", "clipped")
+    counts = {name: sum(r.get(name, 0) for r in records) for name in names}
+    voxels = sum(r.get("voxels", 0) for r in records)
+    warnings = list(warnings)
+    if counts["clipped"]:
+        warnings.append(
+            f"{counts['clipped']} voxels were brighter than uint16 holds and are clipped; lower --output-scale."
+        )
+    if voxels and counts["negative"] > 0.01 * voxels:
+        warnings.append(
+            f"{100 * counts['negative'] / voxels:.1f} % of the voxels read lie below the camera offset and count as 0."
+        )
+    return Summary(
+        output=str(output),
+        blocks_total=progress.blocks_total,
+        blocks_done=progress.blocks_finished,
+        blocks_skipped=progress.blocks_skipped,
+        blocks_failed=progress.blocks_failed,
+        seconds=round(seconds, 2),
+        warnings=warnings,
+        errors=list(progress.errors),
+        counts={k: v for k, v in counts.items() if v},
+    )
+
+
+def _start_ledger(output: Path, job: Job, document: Document) -> None:
+    model = job.outline.model
+    output.parent.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger.create(output, documents.dump(document), documents.arrays_of(job))
+    if model is not None:
+        weights.save(ledger.model_path, model)
+
+
+def _ensure_output(output: Path, document: Document) -> None:
+    """Make the output's arrays and metadata, unless an interrupted run has; sweep what it left half-written."""
+    if output.exists():
+        sweep_partial(output)
+    else:
+        omezarr.create_output(output, documents.output_spec(document))
+
+
+def _local_output(location: str) -> Path:
+    if is_remote(location):
+        raise InvalidInputError(
+            f"output: got {location!r}; the output must be a local path (a shared file system will do)."
+        )
+    return Path(location).absolute()
+
+
+def _require_free(output: Path) -> None:
+    for path in (output, ledger_path(output)):
+        if path.exists():
+            raise OutputExistsError(
+                f"output: {str(path)!r} exists; go on with --resume if it is an unfinished run, or replace it with --overwrite."
+            )
+
+
+def _require_replaceable(output: Path) -> None:
+    """Refuse to overwrite anything but a zarr group."""
+    if output.exists() and not any((output / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        raise OutputExistsError(
+            f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."
+        )
+    if ledger_path(output).exists() and Ledger(output).is_being_written():
+        raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
+
+
+def _remove(output: Path) -> None:
+    if output.exists():
+        shutil.rmtree(output)
+    if ledger_path(output).exists():
+        Ledger(output).remove()
+
+
+def _require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
+    if old == new:
+        return
+    differing = [k for k in new if k != "parameters" and old.get(k) != new[k]]
+    parameters = [k for k, v in new["parameters"].items() if old["parameters"].get(k) != v]
+    details = [f"{k} (was {old['parameters'].get(k)}, is {new['parameters'][k]})" for k in parameters]
+    raise InvalidInputError(
+        f"resume: the stored run differs in {', '.join([*differing, *details])}; resume it with the same settings, with "
+        "`bigdeconv resume`, or start anew with --overwrite."
+    )
+
+
+def _require_same_input(document: Document) -> None:
+    volume = document.volume
+    voxel = volume.voxel_zyx_um if document.config.voxel_um else None
+    current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)
+    for name in ("shape", "dtype", "axes", "array_path"):
+        if getattr(current, name) != getattr(volume, name):
+            raise StoreError(
+                f"input: {volume.location!r} has changed since the run was planned ({name} was {getattr(volume, name)}, is "
+                f"{getattr(current, name)}); start anew with --overwrite."
+            )
+
+
+@contextmanager
+def _stopping_on_termination() -> Iterator[None]:
+    """Treat SIGTERM, which batch systems send before they kill, like Ctrl-C: stop in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

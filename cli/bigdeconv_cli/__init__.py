@@ -1,0 +1,1 @@
+"""The command line of bigdeconv: it parses and prints."""

@@ -1,0 +1,185 @@
+"""``bigdeconv run``, ``plan`` and ``resume``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigdeconv_cli.exits import Exit, reported
+from bigdeconv_cli.options import job_options
+from bigdeconv_cli.progress import Reporter
+
+if TYPE_CHECKING:
+    from bigdeconv.config import JobConfig
+    from bigdeconv.pipeline import Events, Summary
+
+Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", show_default=False)]
+Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file with settings. Flags go before environment (BIGDECONV_*) before file.",
+    ),
+]
+
+
+@job_options
+def run(
+    input: Input,
+    output: Output,
+    settings: dict[str, Any],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished output of the same job.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, print the plan, compute nothing.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Deconvolve an OME-Zarr volume block by block and write multiscale OME-Zarr."""
+    job = _resolve(input, output, settings, config, as_json=as_json)
+    if dry_run:
+        _print_plan(job, as_json=as_json)
+        return
+    from bigdeconv import pipeline
+
+    with reported(as_json=as_json, hint=_resume_hint(output)), Reporter(quiet=as_json) as reporter:
+        summary = pipeline.run(job, resume=resume, overwrite=overwrite, events=events_of(reporter))
+    _finish(summary, as_json=as_json)
+
+
+@job_options
+def plan(
+    input: Input,
+    settings: dict[str, Any],
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show how a volume would be cut, what each worker needs and what the halo costs; computes and writes nothing."""
+    job = _resolve(input, "unwritten.zarr", settings, config, as_json=as_json)
+    _print_plan(job, as_json=as_json)
+
+
+def resume(
+    output: Output,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS|FILE.json", help="A running Dask cluster.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with an interrupted run from its stored plan; what is finished is not computed again."""
+    from bigdeconv import pipeline
+
+    with reported(as_json=as_json, hint=_resume_hint(output)), Reporter(quiet=as_json) as reporter:
+        summary = pipeline.resume(output, scheduler=scheduler, events=events_of(reporter))
+    _finish(summary, as_json=as_json)
+
+
+def _resolve(
+    source: str, output: str, settings: dict[str, Any], config_file: str | None, *, as_json: bool
+) -> JobConfig:
+    """Merge the settings; what is wrong in them is a usage error."""
+    from bigdeconv.config import resolve
+    from bigdeconv.errors import InvalidInputError
+
+    try:
+        return resolve({**settings, "input": source, "output": output}, config_file)
+    except InvalidInputError as error:
+        message = str(error)
+    print(
+        json.dumps({"error": message, "exit_code": int(Exit.USAGE)}) if as_json else f"bigdeconv: {message}",
+        file=_err(as_json),
+    )
+    raise typer.Exit(Exit.USAGE)
+
+
+def _err(as_json: bool) -> Any:
+    import sys
+
+    return sys.stdout if as_json else sys.stderr
+
+
+def events_of(reporter: Reporter) -> Events:
+    """Let a reporter hear what happens in a run."""
+    from bigdeconv.pipeline import Events
+
+    return Events(
+        planned=reporter.planned,
+        warned=reporter.warned,
+        connected=reporter.connected,
+        progressed=reporter.progressed,
+        phase=reporter.phase,
+    )
+
+
+def _resume_hint(output: str) -> str:
+    return f"What is finished is kept: go on with `bigdeconv resume {output}`."
+
+
+def _finish(summary: Summary, *, as_json: bool) -> None:
+    complete = summary.complete and not summary.errors
+    if as_json:
+        print(json.dumps({**asdict(summary), "complete": complete}))
+    else:
+        for error in summary.errors:
+            print(f"bigdeconv: {error}", file=_err(as_json))
+        print(_closing(summary))
+    if not complete:
+        raise typer.Exit(Exit.INCOMPLETE)
+
+
+def _closing(summary: Summary) -> str:
+    skipped = f" ({summary.blocks_skipped} empty)" if summary.blocks_skipped else ""
+    blocks = f"{summary.blocks_done} of {summary.blocks_total} blocks{skipped}"
+    if not summary.complete:
+        return f"{blocks} done, {summary.blocks_failed} failed. {_resume_hint(summary.output)}"
+    counts = "".join(f", {n} voxels {name.replace('_', ' ')}" for name, n in summary.counts.items())
+    return f"{blocks} in {summary.seconds:.0f} s{counts}.\nWrote {summary.output}"
+
+
+def _print_plan(job: JobConfig, *, as_json: bool) -> None:
+    from bigdeconv import pipeline
+    from bigdeconv.job import plan_summary
+
+    with reported(as_json=as_json):
+        summary = plan_summary(pipeline.plan(job))
+    if as_json:
+        print(json.dumps(summary))
+        return
+    print(_plan_text(summary))
+
+
+def _plan_text(s: dict[str, Any]) -> str:
+    def zyx(key: str) -> str:
+        return ",".join(str(n) for n in s[key]) if s[key] else "none"
+
+    def size(n: float) -> str:
+        return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
+
+    rows = [
+        (
+            "volume",
+            f"{zyx('volume_shape')}, {s['timepoints']} time points, {s['channels']} channels, {s['views']} views",
+        ),
+        ("method", f"{s['method']}, {s['iterations']} iterations, PSF box {zyx('psf_shape')}"),
+        (
+            "blocks",
+            f"{s['n_blocks']} of {zyx('block_shape')}, halo {zyx('halo')}, blend {zyx('blend')}, FFT {zyx('fft_shape')}",
+        ),
+        ("chunks", f"{zyx('chunk_shape')}, shards {zyx('shard_shape')}, {len(s['levels'])} levels"),
+        (
+            "cost",
+            f"{s['read_amplification']:.2f} voxels read and {s['compute_amplification']:.2f} computed per voxel written",
+        ),
+        ("seams", f"{s['predicted_seam_error']:.1e} expected next to a seam (tabulated for RL)"),
+        ("workers", f"{s['workers']} of {s['threads_per_worker']} threads, {size(s['peak_bytes_per_worker'])} each"),
+        *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
+        ("scratch", f"{size(s['rim_bytes'])} of rims at most"),
+        ("time", f"about {s['estimated_seconds']:.0f} s (rough)"),
+    ]
+    lines = [f"{name:<8} {text}" for name, text in rows]
+    return "\n".join(lines + [f"warning: {w}" for w in s["warnings"]])
