@@ -21,8 +21,8 @@ from bigdeconv.storage.arrays import read_box
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
-    from bigdeconv.storage.weights import WcrrWeights
 
 REGION = 64
 """Edge of a sample region in voxels."""

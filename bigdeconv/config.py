@@ -34,8 +34,10 @@ def _indices(value: Any) -> Any:
     for part in value.split(","):
         if match := re.fullmatch(r"\s*(\d+):(\d+)\s*", part):
             indices.extend(range(int(match[1]), int(match[2])))
-        else:
+        elif re.fullmatch(r"\s*[+-]?\d+\s*", part):
             indices.append(int(part))
+        else:
+            raise ValueError("expected indices such as 0,2 or 0:5")
     return tuple(indices)
 
 
@@ -53,7 +55,7 @@ def _bytes(value: Any) -> Any:
     """Read ``8GiB`` and the like as bytes."""
     if not isinstance(value, str) or value == "auto":
         return value
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?B?)\s*", value.upper())
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?I?B?)\s*", value.upper())
     unit = match[2] if match else "?"
     unit = unit + "B" if unit and not unit.endswith("B") else unit
     if not match or unit not in _UNITS:
@@ -62,7 +64,13 @@ def _bytes(value: Any) -> Any:
 
 
 def _files(value: Any) -> Any:
-    return (value,) if isinstance(value, str | Path) else value
+    values = (value,) if isinstance(value, str | Path) else value
+    return tuple(str(v) if isinstance(v, Path) else v for v in values) if isinstance(values, list | tuple) else values
+
+
+def _version(value: Any) -> Any:
+    """Take ``0.4`` from YAML, where it is a number."""
+    return str(value) if isinstance(value, float) else value
 
 
 Auto: TypeAlias = Literal["auto"]
@@ -74,7 +82,9 @@ Lengths = Annotated[
     Field(min_length=3, max_length=3),
 ]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_indices), Field(min_length=1)]
-Ranges = Annotated[tuple[tuple[int | None, int | None], ...], BeforeValidator(_ranges)]
+Ranges = Annotated[
+    tuple[tuple[int | None, int | None], ...], BeforeValidator(_ranges), Field(min_length=3, max_length=3)
+]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_files)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -113,7 +123,6 @@ class JobConfig(BaseModel):
     iterations: Annotated[int, Field(ge=0)] | None = _option(
         None, "Method", "Iterations. Default: garl 50, rltv 30, rl 15.", "N"
     )
-    update: Literal["reference"] = _option("reference", "Method", "Update rule.")
     tau: NonNegative | Auto = _option(
         "auto", "Method", "Strength of the prior, in units of the intensity scale.", "F|auto"
     )
@@ -161,7 +170,9 @@ class JobConfig(BaseModel):
     levels: Annotated[int, Field(ge=1)] | Auto = _option(
         "auto", "Output", "Levels of the pyramid, the full one included.", "N|auto"
     )
-    ome_version: Literal["0.5", "0.4"] = _option("0.5", "Output", "OME-Zarr version of the output.")
+    ome_version: Annotated[Literal["0.5", "0.4"], BeforeValidator(_version)] = _option(
+        "0.5", "Output", "OME-Zarr version of the output.", "0.5|0.4"
+    )
 
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Workers", "Where blocks are computed.")
     workers: Annotated[int, Field(ge=1)] | None = _option(
@@ -234,9 +245,20 @@ def _sentences(error: ValidationError) -> list[str]:
     return list(by_name.values())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without numbers of base sixty: ``1:5`` is a range."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def _read_file(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInputError(f"config: {str(path)!r} cannot be read as YAML ({error}).") from error
     if content is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bigdeconv.priors import Prior
-    from bigdeconv.storage.weights import WcrrWeights
+    from bigdeconv.priors.weights import WcrrWeights
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCALE_PERCENTILE = 99.9
-BACKGROUND_PERCENTILE = 2.0
+BACKGROUND_PERCENTILE = 0.5
 HOT_SIGNIFICANCE = 8.0
 """Standard deviations of photon noise by which a hot voxel exceeds what its neighbours allow."""
 
@@ -137,7 +137,12 @@ def detect_fill(samples: Sequence[np.ndarray], fill_value: float) -> float | Non
     if others.size == 0 or others.size == values.size:
         return None
     darkest, brightest = np.percentile(others, [0.1, SCALE_PERCENTILE])
-    gap = max(0.01 * abs(float(brightest) - fill_value), 4.0 if values.dtype.kind in "iu" else 0.0)
+    # The smallest step between two stored values is what one photon, or one bit, counts there.
+    steps = np.diff(np.unique(others.astype(np.float64)))
+    least = 4.0 if values.dtype.kind in "iu" else 0.0
+    gap = max(
+        0.01 * abs(float(brightest) - fill_value), 4 * float(steps.min(initial=np.inf)) if steps.size else 0.0, least
+    )
     return float(fill_value) if float(darkest) - fill_value > gap else None
 
 

@@ -27,8 +27,8 @@ from bigdeconv.storage.psf_files import read_psf
 if TYPE_CHECKING:
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
+    from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
-    from bigdeconv.storage.weights import WcrrWeights
 
 MEMORY_SHARE = 0.7
 """Part of the machine's memory that local workers may plan with."""
@@ -60,9 +60,7 @@ class Outline:
     @property
     def output_dtype(self) -> str:
         """What is stored, as numpy names it."""
-        if self.config.dtype != "auto":
-            return self.config.dtype
-        return "uint16" if np.dtype(self.volume.dtype).kind in "iu" else "float32"
+        return _output_dtype(self.config, self.volume)
 
     @property
     def halo(self) -> tuple[int, int, int]:
@@ -119,7 +117,7 @@ def inspect(config: JobConfig) -> Outline:
         channels=channels,
         n_views=n_views,
         input_itemsize=np.dtype(volume.dtype).itemsize,
-        output_itemsize=4 if config.dtype == "float32" else 2,
+        output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
         has_prior=config.method != "rl",
         prior_bytes=4 * SLAB_BYTES if config.method == "garl" else 0,
         budget_bytes=_budget(config, workers, cuda),
@@ -305,6 +303,12 @@ def _prepare_psf(files: tuple[str, ...], config: JobConfig, volume: VolumeInfo, 
             "with --views-axis, and give a PSF for each."
         )
     return prepared
+
+
+def _output_dtype(config: JobConfig, volume: VolumeInfo) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    return "uint16" if np.dtype(volume.dtype).kind in "iu" else "float32"
 
 
 def camera(config: JobConfig) -> Camera:

@@ -174,12 +174,17 @@ class Plan:
     def rim_bytes(self) -> int:
         """Scratch space of the rims that wait at one time: a cross-section, a row and a block of them, float32."""
         slow, middle, fast = self.axis_order
-        shape, core, counts = self.roi.shape, self.core_shape, self.grid.counts
+        core, counts = self.core_shape, self.grid.counts
         width = [2 * b if n > 1 else 0 for b, n in zip(self.blend, counts, strict=True)]
-        sheet = width[slow] * shape[middle] * shape[fast]
-        row = width[middle] * (core[slow] + width[slow]) * shape[fast]
-        block = width[fast] * (core[slow] + width[slow]) * (core[middle] + width[middle])
-        return 4 * (sheet + row + block)
+        kept = [c + w for c, w in zip(core, width, strict=True)]
+        # Rims overlap one another at edges and corners, once per seam.
+        spans = [e + (n - 1) * w for e, n, w in zip(self.roi.shape, counts, width, strict=True)]
+        sheet = width[slow] * spans[middle] * spans[fast]
+        row = width[middle] * kept[slow] * spans[fast]
+        block = width[fast] * kept[slow] * kept[middle]
+        # A block's own rims are written before those that it takes in are dropped.
+        own = math.prod(kept) - math.prod(core)
+        return 4 * (sheet + row + block + own)
 
     def seam_error(self, iterations: int) -> float:
         """Estimate the error next to a seam from a table measured for accelerated RL; 0 where there is no seam."""
@@ -310,7 +315,7 @@ def make_plan(request: Request) -> Plan:
         if best is None or rank < best[:2]:
             best = (*rank, plan)
     if best is None:
-        smallest = triple(min(c, r) for c, r in zip(chunk, roi.shape, strict=True))
+        smallest = next(_candidate_cores(request, roi, chunk))
         _require_budget(_plan_with_core(request, roi, chunk, smallest), request)
         raise AssertionError("the smallest core fits after all")  # pragma: no cover
     return _plan_with_core(request, roi, chunk, best[2].core_shape)
@@ -405,10 +410,21 @@ def _candidate_cores(request: Request, roi: Box, chunk: Triple) -> Iterator[Trip
     def edges(axis: int) -> list[int]:
         n, c = roi.shape[axis], chunk[axis]
         unit = c if request.shard_shape is None else request.shard_shape[axis]
-        return sorted({min(m * unit, n) for m in range(1, max(MAX_CORE // unit, 1) + 1)})
+        return sorted({min(m * unit, n) for m in _multiples(max(MAX_CORE // unit, 1))})
 
-    for core in product(edges(0), edges(1), edges(2)):
-        yield triple(core)
+    cores = [triple(core) for core in product(edges(0), edges(1), edges(2))]
+    blending = [core for core in cores if _fits_blend(request.blend, core, roi)]
+    # Where no core has room for the ramps, making the plan says so.
+    yield from blending or cores
+
+
+def _fits_blend(blend: Triple | None, core: Triple, roi: Box) -> bool:
+    return blend is None or all(n <= c or 2 * b <= c for b, c, n in zip(blend, core, roi.shape, strict=True))
+
+
+def _multiples(most: int) -> Iterator[int]:
+    """Yield 1 to 8, then ever wider steps of at most a quarter: enough to choose from, few enough to try all."""
+    yield from (m for m in range(1, most + 1) if m % max(1 << max(m.bit_length() - 3, 0), 1) == 0)
 
 
 def _makespan(plan: Plan, n_workers: int) -> float:
@@ -419,7 +435,7 @@ def _makespan(plan: Plan, n_workers: int) -> float:
 
 
 def _plan_levels(request: Request, roi: Box, core: Triple, chunk: Triple, counts: Triple) -> tuple[Level, ...]:
-    shard = _choose_shard(request, core, chunk, counts) if request.sharded else None
+    shard = _choose_shard(request, roi, core, chunk, counts) if request.sharded else None
     levels = [Level((1, 1, 1), roi.shape, chunk, shard, in_task=True)]
     while request.n_levels is None or len(levels) < request.n_levels:
         step = _next_step(levels[-1], request.voxel_zyx_um, chunk, only_if_large=request.n_levels is None)
@@ -468,16 +484,20 @@ def _coarser(fine: Level, step: Triple, core: Triple, counts: Triple, *, sharded
     return Level(factors, shape, chunk, triple(shards), in_task)
 
 
-def _choose_shard(request: Request, core: Triple, chunk: Triple, counts: Triple) -> Triple:
+def _choose_shard(request: Request, roi: Box, core: Triple, chunk: Triple, counts: Triple) -> Triple:
     """Return shards that a core holds a whole number of: as large as they may be."""
     if request.shard_shape is not None:
-        for s, c, k, n in zip(request.shard_shape, core, chunk, counts, strict=True):
+        # A shard that spans the region ends with its last chunk.
+        shards = triple(
+            s if s <= n else round_up(n, k) for s, n, k in zip(request.shard_shape, roi.shape, chunk, strict=True)
+        )
+        for s, c, k, n in zip(shards, core, chunk, counts, strict=True):
             if s % k or (n > 1 and c % s):
                 raise InvalidInputError(
                     f"shards: got {_text(request.shard_shape)} for cores of {_text(core)} and chunks of {_text(chunk)}; "
                     "a shard must be a multiple of the chunk and a core a multiple of the shard."
                 )
-        return request.shard_shape
+        return shards
     return triple(_shard_edge(c, k) for c, k in zip(core, chunk, strict=True))
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     # Blocks keep their data in unmanaged memory that the planner has bounded: Dask must neither spill nor kill for it.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -37,6 +37,8 @@ _SETTINGS = {
     "distributed.comm.timeouts.connect": "120s",
     "distributed.comm.timeouts.tcp": "120s",
     "distributed.admin.tick.limit": "1h",
+    # Dask's own variables make malloc give every array back to the kernel at once: a third of the time goes into page faults.
+    "distributed.nanny.pre-spawn-environ": {},
 }
 
 
@@ -83,20 +85,25 @@ def connect(scheduler: str | None, local: LocalWorkers) -> Iterator[Connection]:
 
 def install(client: Client, recipe: Recipe) -> None:
     """Send the recipe to all workers, those that join later too; before the first task."""
-    client.register_plugin(_RecipePlugin(recipe), name=f"bigdeconv-{recipe.digest}")
+    slots: dict[str, int] = {}
+    for worker in _workers(client):
+        slots[worker["host"]] = slots.get(worker["host"], 0) + worker["nthreads"]
+    client.register_plugin(_RecipePlugin(recipe, slots), name=f"bigdeconv-{recipe.digest}")
 
 
 class _RecipePlugin(WorkerPlugin):
-    """Keeps a recipe on a worker and gives its FFTs and convolutions their threads."""
+    """Keeps a recipe on a worker and gives its FFTs and convolutions their threads: a fair share of the host's cores."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, slots_by_host: dict[str, int]) -> None:
         self._recipe = recipe
+        self._slots_by_host = slots_by_host
 
     def setup(self, worker: Worker) -> None:
         import torch
 
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(self._recipe.threads or max(cores // worker.state.nthreads, 1))
+        host = worker.address.rsplit("/", 1)[-1].rsplit(":", 1)[0]
+        slots = self._slots_by_host.get(host, worker.state.nthreads)
+        torch.set_num_threads(self._recipe.threads or max(len(os.sched_getaffinity(0)) // slots, 1))
         tasks.RECIPES[self._recipe.digest] = self._recipe
 
     def teardown(self, worker: Worker) -> None:
@@ -116,6 +123,7 @@ def _local_cluster(local: LocalWorkers) -> SpecCluster:
 def _nanny_options(i: int, local: LocalWorkers) -> dict[str, Any]:
     environment = {name: str(local.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     environment["BLOSC_NTHREADS"] = "1"
+    environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # huge pages: 512 times fewer faults for large arrays
     if local.cuda:
         environment["CUDA_VISIBLE_DEVICES"] = str(i)
     return {
@@ -157,7 +165,11 @@ def _join(scheduler: str) -> Client:
 
 
 def _connection(client: Client) -> Connection:
-    slots = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    slots = sum(worker["nthreads"] for worker in _workers(client))
     without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
     dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh
     return Connection(client, dashboard, max(slots, 1))
+
+
+def _workers(client: Client) -> list[dict[str, Any]]:
+    return list(client.scheduler_info(n_workers=-1)["workers"].values())

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from bigdeconv.deconvolution import Settings
     from bigdeconv.intensity import Camera, Validity
     from bigdeconv.planner import Plan
+    from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
-    from bigdeconv.storage.weights import WcrrWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.models.standin import standin
+from bigdeconv.priors.weights import WcrrWeights
 from bigdeconv.storage import weights
-from bigdeconv.storage.weights import WcrrWeights
 
 DEFAULT = "default"
 """Stands for the model that a run without ``--model`` uses."""

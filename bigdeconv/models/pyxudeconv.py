@@ -12,7 +12,7 @@ import torch
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.priors.wcrr import fourier_lambda_max
-from bigdeconv.storage.weights import WcrrWeights
+from bigdeconv.priors.weights import WcrrWeights
 
 _FIRST = "conv_layer.conv_layers.0.parametrizations.weight.original"
 _LATER = "conv_layer.conv_layers.{}.weight"
@@ -40,7 +40,16 @@ def import_pyxudeconv(folder: str | Path) -> WcrrWeights:
         config = json.loads(config_file.read_text())
         state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["state_dict"]
         return _convert(config, state, checkpoints[-1].name)
-    except (KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        IndexError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise InvalidInputError(
             f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser ({error})."
         ) from error

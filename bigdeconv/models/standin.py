@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from bigdeconv.priors.wcrr import fourier_lambda_max
-from bigdeconv.storage.weights import WcrrWeights
+from bigdeconv.priors.weights import WcrrWeights
 
 
 def standin() -> WcrrWeights:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from bigdeconv.storage.weights import WcrrWeights
+    from bigdeconv.priors.weights import WcrrWeights
 
 SIGMA_EPSILON = 1e-5
 SLAB_BYTES = 4 * 2**20

@@ -91,7 +91,11 @@ class Ledger:
 
     def document(self) -> dict[str, Any]:
         """Return the stored plan."""
-        content: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
+        path = self.path / "plan.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
         return content
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -101,9 +105,13 @@ class Ledger:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of the journal; a last line that a crash cut short is left out."""
         with (self.path / "journal.jsonl").open() as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if line.endswith("\n"):
-                    yield json.loads(line)
+                    try:
+                        record = json.loads(line)
+                    except ValueError as error:
+                        raise StoreError(f"output: {file.name!r} is damaged at line {number} ({error}).") from error
+                    yield record
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -122,9 +130,11 @@ class Ledger:
                     f"output: another run is writing it (the lock {lock.name!r} is held); wait for it or stop it."
                 ) from error
             self._cut_torn_line()
-            with (self.path / "journal.jsonl").open("a") as self._journal:
-                yield
-            self._journal = None
+            try:
+                with (self.path / "journal.jsonl").open("a") as self._journal:
+                    yield
+            finally:
+                self._journal = None
 
     def is_being_written(self) -> bool:
         """Tell whether a living driver holds the journal."""

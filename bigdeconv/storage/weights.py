@@ -6,46 +6,17 @@ A safetensors file holds arrays and text and nothing that could run; a pickle is
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bigdeconv.errors import InvalidInputError
+from bigdeconv.errors import InvalidInputError, StoreError
+from bigdeconv.priors.weights import WcrrWeights
 
 FORMAT = "bigdeconv-wcrr-1"
 _NUMBERS = ("sigma_max", "sigma_unit", "log_mu", "beta", "gamma", "lambda_max", "kappa", "sigma_default")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WcrrWeights:
-    """Everything that defines a weakly convex ridge regulariser."""
-
-    layers: tuple[np.ndarray, ...]
-    """Kernels of the chain of convolutions, each ``out in z y x``; the first layer's are zero-mean."""
-    scaling: np.ndarray
-    """Values of the scaling splines at uniform knots on [0, sigma_max], ``channel knot``."""
-    sigma_max: float
-    """Last knot, in units of ``sigma_unit``."""
-    sigma_unit: float
-    """What a σ of 1 in the splines means as a fraction of the intensity scale (1/255 for weights trained on 8-bit ranges)."""
-    log_mu: float
-    """Logarithm of the slope of ψ' at 0."""
-    beta: float
-    """Intercept of the falling branch of ψ'."""
-    gamma: float
-    """Slope of the falling branch of ψ'; used as ``min(|γ|, 1)``, which makes R 1-weakly convex."""
-    lambda_max: float
-    """Largest eigenvalue of ``WᵀW``, by which the filters are divided."""
-    kappa: float
-    """Dimensionless strength behind ``--tau auto``: ``τ = κ/(N σ²)`` for N photons per view at the intensity scale."""
-    sigma_default: float
-    """σ used where none is given, as a fraction of the intensity scale."""
-    card: dict[str, Any] = field(default_factory=dict)
-    """The model card: name, data, settings, metrics."""
 
 
 def save(path: str | Path, weights: WcrrWeights) -> None:
@@ -60,7 +31,10 @@ def save(path: str | Path, weights: WcrrWeights) -> None:
     tensors["scaling"] = np.ascontiguousarray(weights.scaling, np.float32)
     config = {name: getattr(weights, name) for name in _NUMBERS}
     metadata = {"format": FORMAT, "config": json.dumps(config), "card": json.dumps(weights.card, sort_keys=True)}
-    save_file(tensors, str(path), metadata)
+    try:
+        save_file(tensors, str(path), metadata)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"model: {str(path)!r} cannot be written ({error}).") from error
 
 
 def load(path: str | Path) -> WcrrWeights:
@@ -110,8 +84,15 @@ def _check(weights: WcrrWeights) -> None:
         if layer.ndim != 5 or layer.shape[1] != channels:
             raise ValueError(f"a layer of shape {layer.shape} does not follow {channels} channels")
         channels = layer.shape[0]
-    if not weights.layers or weights.scaling.shape[0] != channels or weights.scaling.ndim != 2:
+    if (
+        not weights.layers
+        or weights.scaling.ndim != 2
+        or weights.scaling.shape[0] != channels
+        or not weights.scaling.size
+    ):
         raise ValueError(f"{len(weights.layers)} layers and scalings of shape {weights.scaling.shape} do not fit")
     arrays = [*weights.layers, weights.scaling]
-    if not all(np.isfinite(a).all() for a in arrays) or weights.lambda_max <= 0 or weights.sigma_unit <= 0:
+    numbers = np.array([getattr(weights, name) for name in _NUMBERS])
+    positive = min(weights.lambda_max, weights.sigma_unit, weights.sigma_max) > 0
+    if not all(np.isfinite(a).all() for a in [*arrays, numbers]) or not positive:
         raise ValueError("values are not finite or not positive")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigdeconv_cli import demo, inspection, model, run
+from bigdeconv_cli import demo, inspection, model, run, train
 
 app = typer.Typer(
     name="bigdeconv",
@@ -21,6 +21,7 @@ app.command("plan")(run.plan)
 app.command("resume")(run.resume)
 app.command("status")(inspection.status)
 app.command("validate")(inspection.validate)
+app.command("train")(train.train)
 app.add_typer(model.app, name="model")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
-from bigdeconv.storage.weights import WcrrWeights
+from bigdeconv.priors.weights import WcrrWeights
 from tests import oracle
 
 SIGMA = 3.3 / 255

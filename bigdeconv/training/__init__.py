@@ -1,0 +1,8 @@
+"""Training of the learned prior: Gaussian denoising of simulated tubes, at the denoiser's fixed point."""
+
+from bigdeconv.training.config import TrainingConfig, config_names, load_config
+from bigdeconv.training.evaluation import evaluate
+from bigdeconv.training.exporting import export
+from bigdeconv.training.loop import Progress, train
+
+__all__ = ["Progress", "TrainingConfig", "config_names", "evaluate", "export", "load_config", "train"]

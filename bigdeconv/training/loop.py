@@ -1,0 +1,257 @@
+"""The training: noisy crops in, the denoiser's fixed point, its implicit derivative, a step of Adam."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.training import checkpoints
+from bigdeconv.training.data import Batch, draw, measured_part, training_volumes
+from bigdeconv.training.denoiser import denoise, parameter_surrogate
+from bigdeconv.training.evaluation import evaluate
+from bigdeconv.training.regularizer import Regularizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from bigdeconv.training.config import TrainingConfig
+    from bigdeconv.training.data import Volume
+
+PROGRESS = "progress.jsonl"
+_CHECKED_VOLUMES = 3
+"""Few, so that a check between steps costs about as much as five of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is known after a number of steps; one line of the file of progress."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean since the last line."""
+    psnr_db: dict[float, float]
+    """Per σ in 1/255, on parts of the held-out volumes, at the fixed point."""
+    forward: float
+    """Mean steps of a denoising."""
+    backward: float
+    """Mean steps of the adjoint equation."""
+    mu: float
+    beta: float
+    gamma: float
+    seconds_per_step: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        quality = ", ".join(f"σ {sigma:g}: {value:.2f} dB" for sigma, value in self.psnr_db.items())
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return f"step {self.step}/{self.steps}  loss {self.loss:.4g}  {quality}  {minutes}:{seconds:02d} left"
+
+
+def train(
+    config: TrainingConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> None:
+    """Train to the configuration's number of steps, with checkpoints and a file of progress in a folder.
+
+    On a CPU with a fixed number of threads a resumed training gives the bytes of an undisturbed one.  One that has ended goes
+    on where the configuration has more steps now; its learning rate then starts from the schedule of the new number.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    folder
+        Is made where it is missing.
+    resume
+        Go on from the checkpoint in the folder, if there is one.
+    device
+        ``cpu``, ``cuda`` or ``auto``: cuda where there is one.
+    threads
+        CPU threads for the whole process from now on; by default as many as torch takes.
+    report
+        Is called with every line of progress.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such device, the volumes cannot be trained on, the checkpoint is damaged or of another configuration,
+        or the loss leaves the finite numbers.
+    OutputExistsError
+        If the folder holds a checkpoint and ``resume`` was not asked for.
+    StoreError
+        If the folder cannot be written.
+    """
+    folder, device = Path(folder), torch_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    regularizer = Regularizer(config).to(device)
+    optimizer = torch.optim.Adam(regularizer.parameters(), lr=config.learning_rate)
+    first = _start(config, folder, regularizer, optimizer, resume=resume)
+    training, held_out = training_volumes(config, folder)
+    small = [measured_part(volume) for volume in held_out[:_CHECKED_VOLUMES]]
+    meter = _Meter(config, small, device)
+    saved = time.monotonic()
+    for step in range(first, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        meter.add(*_step(config, regularizer, optimizer, draw(config, training, step).to(device)))
+        last = step + 1 == config.steps
+        if last or (step + 1) % config.check_every == 0:
+            _record(folder, meter.line(step + 1, regularizer), report)
+        if last or time.monotonic() - saved >= config.checkpoint_seconds:
+            checkpoints.save(folder, config, step + 1, regularizer, optimizer)
+            saved = time.monotonic()
+
+
+def torch_device(name: str) -> str:
+    """Return a device as torch names it.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none of that name here.
+    """
+    found = torch.cuda.is_available()
+    if name not in {"auto", "cpu", "cuda"} or (name == "cuda" and not found):
+        raise InvalidInputError(
+            f"device: got {name!r}, allowed here are auto, cpu{', cuda' if found else ''}; use cpu."
+        )
+    if name == "auto":
+        return "cuda" if found else "cpu"
+    return name
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Return the rate of a step: a linear rise, then half a cosine down to 1 % at the last step."""
+    rise = min((step + 1) / (config.warmup + 1), 1.0)
+    share = max(step - config.warmup, 0) / max(config.steps - 1 - config.warmup, 1)
+    return config.learning_rate * rise * (0.01 + 0.99 * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
+
+
+def _start(
+    config: TrainingConfig, folder: Path, regularizer: Regularizer, optimizer: torch.optim.Optimizer, *, resume: bool
+) -> int:
+    """Make the folder or take up its checkpoint; return the first step to do."""
+    if not (folder / checkpoints.NAME).exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"output: {str(folder)!r} cannot be made ({error}); give another folder.") from error
+        return 0
+    if not resume:
+        raise OutputExistsError(
+            f"output: {str(folder)!r} holds a training; go on with --resume, or give another folder."
+        )
+    earlier, state = checkpoints.load(folder)
+    checkpoints.check_same(config, earlier, folder)
+    regularizer.load_state_dict(state["regularizer"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _step(
+    config: TrainingConfig, regularizer: Regularizer, optimizer: torch.optim.Optimizer, batch: Batch
+) -> tuple[float, int, int]:
+    """Do one step of Adam; return the loss and the steps that the denoising and the adjoint equation took."""
+    operator = regularizer.at(batch.sigma)
+    taken = 0
+
+    def count(k: int, _: Tensor) -> None:
+        nonlocal taken
+        taken = k
+
+    frozen = operator.detach()
+    x = denoise(
+        batch.noisy,
+        frozen.gradient,
+        float(frozen.mu),
+        iterations=config.max_iterations,
+        tolerance=config.tolerance,
+        seen=count,
+    )
+    value, slope = loss(config, x, batch)
+    if not math.isfinite(value):
+        raise InvalidInputError(
+            f"learning_rate: the loss is {value} with {config.learning_rate}; give a lower one and resume."
+        )
+    surrogate, adjoint = parameter_surrogate(
+        operator, x, slope, iterations=config.cg_iterations, tolerance=config.cg_tolerance
+    )
+    optimizer.zero_grad()
+    surrogate.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return value, taken, adjoint
+
+
+def loss(config: TrainingConfig, x: Tensor, batch: Batch) -> tuple[float, Tensor]:
+    """Return the squared error in units of (1/255)², weighted per noise level, without the margin; and its slope in x."""
+    inner = (slice(None), *(slice(config.margin, n - config.margin) for n in x.shape[1:]))
+    error = torch.zeros_like(x)
+    error[inner] = 255 * (x[inner] - batch.clean[inner])
+    weight = (batch.sigma + 1) ** -config.loss_power / error[inner].numel()
+    weighted = weight[:, None, None, None] * error
+    return float((weighted * error).sum()), 2 * 255 * weighted
+
+
+class _Meter:
+    """Sums over the steps between two lines of progress."""
+
+    def __init__(self, config: TrainingConfig, volumes: list[Volume], device: str) -> None:
+        self._config, self._volumes, self._device = config, volumes, device
+        self._sums = [0.0, 0.0, 0.0]
+        self._n = 0
+        self._since = time.monotonic()
+
+    def add(self, *numbers: float) -> None:
+        self._sums = [total + number for total, number in zip(self._sums, numbers, strict=True)]
+        self._n += 1
+
+    def line(self, step: int, regularizer: Regularizer) -> Progress:
+        config = self._config
+        table = evaluate(
+            regularizer.weights(config, {}),
+            config.checked_sigmas,
+            self._volumes,
+            steps=(config.max_iterations,),
+            tolerance=config.tolerance,
+            device=self._device,
+        )
+        mean = [total / self._n for total in self._sums]
+        mu, beta, gamma = (float(number.detach()) for number in regularizer.potential())
+        seconds = (time.monotonic() - self._since) / self._n
+        self._sums, self._n, self._since = [0.0, 0.0, 0.0], 0, time.monotonic()
+        return Progress(
+            step=step,
+            steps=config.steps,
+            loss=mean[0],
+            psnr_db={sigma: row[config.max_iterations] for sigma, row in table.items()},
+            forward=mean[1],
+            backward=mean[2],
+            mu=mu,
+            beta=beta,
+            gamma=gamma,
+            seconds_per_step=seconds,
+            seconds_left=seconds * (config.steps - step),
+        )
+
+
+def _record(folder: Path, progress: Progress, report: Callable[[Progress], None] | None) -> None:
+    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(progress)) + "\n")
+    if report is not None:
+        report(progress)

@@ -1,0 +1,162 @@
+"""The regulariser as it is trained: parameters without bounds on the outside, an R within its bounds by construction.
+
+The bounds are those of Goujon, Neumayer, Unser, "Learning weakly convex regularizers for convergent image-reconstruction
+algorithms", SIAM J. Imaging Sci. 17 (2024): filters that do not see a constant, ``λ_max(WᵀW) = 1``, weak convexity below 1.
+A bounded slope μ is added: it is what lets the denoiser's own equation be solved, in training and later.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import conv3d, softplus
+
+from bigdeconv.priors.wcrr import SIGMA_EPSILON, fourier_lambda_max, impulse_response
+from bigdeconv.priors.weights import WcrrWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from bigdeconv.training.config import TrainingConfig
+
+SIGMA_UNIT = 1 / 255
+_GRID = 32
+"""Frequencies per axis on which the norm of the filters is found in training; an exported model uses 64."""
+_FIRST_SCALING = 5.0
+_CHANNELS_LAST = torch.channels_last_3d
+"""On a CPU the convolutions of few channels are up to twice as fast with the channels last."""
+
+
+class Regularizer(nn.Module):
+    """The parameters θ.
+
+    Parameters
+    ----------
+    config
+        Gives the channels, the knots, the bounds and the seed of the first weights.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        sizes = zip(config.channels, (1, *config.channels), strict=False)
+        self.filters = nn.ParameterList(
+            nn.Parameter(torch.randn(out, into, 3, 3, 3, generator=generator) / math.sqrt(27 * into))
+            for out, into in sizes
+        )
+        self.scaling = nn.Parameter(torch.full((config.channels[-1], config.knots), _FIRST_SCALING))
+        self.raw_mu = nn.Parameter(torch.tensor(2.0))
+        self.raw_beta = nn.Parameter(torch.tensor(math.log(math.e - 1)))  # softplus gives 1
+        self.raw_gamma = nn.Parameter(torch.tensor(0.0))
+        self._bounds = config.mu_max, config.gamma_max
+        self._sigma_max = config.sigma_max
+
+    def potential(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``μ`` in (0, mu_max), ``β`` above 0 and ``γ`` in (0, gamma_max)."""
+        mu_max, gamma_max = self._bounds
+        return mu_max * self.raw_mu.sigmoid(), softplus(self.raw_beta), gamma_max * self.raw_gamma.sigmoid()
+
+    def layers(self) -> list[Tensor]:
+        """Return the chain of convolutions, the first zero-mean, not yet divided by the norm."""
+        first, *later = self.filters
+        return [first - first.mean(dim=(1, 2, 3, 4), keepdim=True), *later]
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """Return ``α_l(σ) = exp(s_l(σ))/(σ + ε)``, ``b channel``, for noise levels in 1/255."""
+        last = self.scaling.shape[1] - 1
+        place = (sigma / self._sigma_max * last).clamp(0, last)
+        below = place.floor().clamp(max=last - 1)
+        share, index = place - below, below.long()
+        spline = self.scaling[:, index] * (1 - share) + self.scaling[:, index + 1] * share
+        return (spline.exp() / (sigma + SIGMA_EPSILON)).T
+
+    def at(self, sigma: Tensor) -> Operator:
+        """Return R for a batch of noise levels in 1/255; gradients flow from it to the parameters."""
+        *inner, last = self.layers()
+        norm = lambda_max([*inner, last]).sqrt()
+        layers = [layer.contiguous(memory_format=_CHANNELS_LAST) for layer in (*inner, last / norm)]
+        return Operator(layers, self.alpha(sigma)[:, :, None, None, None], *self.potential())
+
+    @torch.no_grad()
+    def weights(self, config: TrainingConfig, card: dict[str, Any]) -> WcrrWeights:
+        """Return what is trained as a model, with the norm of its filters from a finer grid."""
+        layers = tuple(layer.cpu().numpy().astype(np.float32) for layer in self.layers())
+        mu, beta, gamma = (float(number) for number in self.potential())
+        return WcrrWeights(
+            layers=layers,
+            scaling=self.scaling.cpu().numpy().astype(np.float32),
+            sigma_max=config.sigma_max,
+            sigma_unit=SIGMA_UNIT,
+            log_mu=math.log(mu),
+            beta=beta,
+            gamma=gamma,
+            lambda_max=fourier_lambda_max(layers),
+            kappa=config.kappa,
+            sigma_default=config.sigma_default * SIGMA_UNIT,
+            card=card,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """R at given noise levels, for a batch ``b z y x``; it sums over the positions whose taps all lie inside."""
+
+    layers: list[Tensor]
+    alpha: Tensor
+    """``b channel 1 1 1``."""
+    mu: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+    def detach(self) -> Operator:
+        """Return the same without a way back to the parameters."""
+        numbers = (t.detach() for t in (self.alpha, self.mu, self.beta, self.gamma))
+        return Operator([layer.detach() for layer in self.layers], *numbers)
+
+    def respond(self, x: Tensor) -> Tensor:
+        """Return ``Wx``, ``b channel z y x``; see `respond_adjoint`."""
+        response = x[:, None]
+        for layer in self.layers:
+            response = conv3d(response, layer)
+        return response
+
+    def respond_adjoint(self, response: Tensor) -> Tensor:
+        """Return ``Wᵀ`` of a response; see `respond`."""
+        for layer in reversed(self.layers):
+            # As a convolution with the mirrored kernel: on a CPU faster than a transposed one.
+            mirrored = layer.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=_CHANNELS_LAST)
+            response = conv3d(response, mirrored, padding=2)
+        return response[:, 0]
+
+    def potential_derivative(self, t: Tensor) -> Tensor:
+        """Return ``ψ'(αt)/α``: two clipped straight lines, ``(μ + γ)·clip(t, ±k/α) - γ·clip(t, ±e/α)``."""
+        knee, end = self._corners()
+        return (self.mu + self.gamma) * t.clamp(-knee, knee) - self.gamma * t.clamp(-end, end)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return ``∇R(x)``."""
+        return self.respond_adjoint(self.potential_derivative(self.respond(x)))
+
+    def hessian(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the product with ``∇²R(x) = Wᵀ ψ''(αWx) W``, which is symmetric."""
+        knee, end = self._corners()
+        size = self.respond(x).abs()
+        curvature = torch.where(size < knee, self.mu, torch.where(size < end, -self.gamma, size.new_zeros(())))
+        return lambda u: self.respond_adjoint(self.respond(u) * curvature)
+
+    def _corners(self) -> tuple[Tensor, Tensor]:
+        """Where ``ψ'(αt)`` starts to fall and where it is back at 0, in ``t``."""
+        return self.beta / (self.mu + self.gamma) / self.alpha, self.beta / self.gamma / self.alpha
+
+
+def lambda_max(layers: list[Tensor], n: int = _GRID) -> Tensor:
+    """Return ``λ_max(WᵀW)`` of a chain, differentiable: the power at the frequency where it is largest."""
+    power: Tensor = torch.fft.rfftn(impulse_response(layers), s=(n, n, n), dim=(1, 2, 3)).abs().square().sum(dim=0)
+    return power.max()

@@ -1,0 +1,51 @@
+"""``bigdeconv train``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bigdeconv_cli.exits import reported
+
+
+def train(
+    config: Annotated[
+        str, typer.Option("--config", metavar="FILE|NAME", help="YAML file with training settings, or a shipped name.")
+    ] = "compact",
+    output: Annotated[
+        str, typer.Option("--output", metavar="DIR", help="Folder for checkpoints, volumes and progress.jsonl.")
+    ] = "bigdeconv-training",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's checkpoint, if it has one.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Steps in all, instead of the file's.")
+    ] = None,
+    export: Annotated[
+        str | None, typer.Option("--export", metavar="FILE", help="Write the model here at the end; must not exist.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: those of torch.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")] = "auto",
+) -> None:
+    """Train the learned prior on simulated tubes, with checkpoints to go on from."""
+    from pathlib import Path
+
+    from bigdeconv import training
+    from bigdeconv.errors import OutputExistsError
+
+    hint = f"Go on from the last checkpoint with `bigdeconv train --config {config} --output {output} --resume`."
+    with reported(hint=hint):
+        if export is not None and Path(export).exists():
+            raise OutputExistsError(f"export: {export!r} exists; give another path.")
+        settings = training.load_config(config, steps=steps)
+        training.train(settings, output, resume=resume, device=device, threads=threads, report=_print)
+        if export is not None:
+            training.export(output, export, device=device)
+            print(f"Wrote {export}")
+
+
+def _print(line: object) -> None:
+    print(line, flush=True)

@@ -1,0 +1,32 @@
+"""What many tests share."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in [n for n in os.environ if n.startswith("BIGDECONV_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def cluster_address():
+    """Address of a scheduler with two workers of one thread each, started once: their start costs more than most runs."""
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+        silence_logs=logging.ERROR,
+    )
+    with cluster:
+        yield cluster.scheduler_address

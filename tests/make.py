@@ -1,0 +1,104 @@
+"""Small volumes, PSF files and outputs to test with, and ways to look at what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from bigdeconv import psf
+from bigdeconv.storage.arrays import read_region, write_region
+from bigdeconv.storage.ledger import ledger_path
+from bigdeconv.storage.omezarr import LevelSpec, OutputSpec, create_output
+
+ROOT = Path(__file__).parents[1]
+VOXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
+SIGMA_ZYX = (1.0, 1.2, 1.2)
+"""Of the PSF that `psf_tiff` writes, in voxels."""
+RL = ("--method", "rl", "--iterations", "3", "--device", "cpu")
+"""A job that costs little."""
+
+
+def scene(*shape, seed=0, background=20.0, signal=400.0, dtype="uint16"):
+    """Blurred points with Poisson noise on a background; any number of axes, the last ones are z y x."""
+    rng = np.random.default_rng(seed)
+    points = np.where(rng.random(shape) < 0.01, rng.uniform(0.5, 1.0, shape), 0.0)
+    sigma = (0.0,) * max(len(shape) - 3, 0) + SIGMA_ZYX[-min(len(shape), 3) :]
+    blurred = ndimage.gaussian_filter(points, sigma, mode="constant")
+    return rng.poisson(background + signal * blurred / blurred.max()).astype(dtype)
+
+
+def volume(path, data, *, axes=None, chunk=None, units=True, version="0.5"):
+    """Write an OME-Zarr image of one level and return its path; ``chunk`` is for all axes, the whole array if not given."""
+    axes = axes or "tczyx"[-data.ndim :]
+    scale = tuple(VOXEL_UM.get(a, 1.0) for a in axes)
+    level = LevelSpec(data.shape, chunk or data.shape, None, scale, (0.0,) * data.ndim)
+    named = tuple("micrometer" if units and a in VOXEL_UM else None for a in axes)
+    create_output(path, OutputSpec(tuple(axes), named, data.dtype.str, (level,), version, "image", (), {}))
+    write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)
+    return path
+
+
+def psf_tiff(path, kernel=None):
+    """Write a PSF (a Gaussian if none is given) and return its path."""
+    kernel = psf.gaussian(SIGMA_ZYX, truncate=3.0) if kernel is None else kernel
+    tifffile.imwrite(path, kernel, photometric="minisblack")
+    return path
+
+
+def pixels(path, level="0"):
+    """Return all voxels of a level."""
+    shape = json.loads((Path(path) / level / "zarr.json").read_text())["shape"]
+    return read_region(path, level, tuple(slice(0, n) for n in shape))
+
+
+def snapshot(folder):
+    """Return every path below a folder, the hidden ones too, with a checksum of what is in it."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder"
+        for p in sorted(Path(folder).rglob("*"))
+    }
+
+
+def plan_of(output):
+    """Return the document that a run has stored."""
+    return json.loads((ledger_path(output) / "plan.json").read_text())
+
+
+def journal_of(output):
+    """Return the lines of a run's journal, none if there is no ledger yet."""
+    journal = ledger_path(output) / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def bigdeconv(*arguments, **environment):
+    """Run the command line in this process; the result has ``exit_code``, ``stdout`` and ``stderr``."""
+    from bigdeconv_cli.main import app
+
+    variables = {f"BIGDECONV_{name.upper()}": str(value) for name, value in environment.items()}
+    return CliRunner().invoke(app, [str(a) for a in arguments], env=variables)
+
+
+def start(*arguments, cwd, own_group=False):
+    """Start the command line in a process of its own, with no terminal."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BIGDECONV_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "bigdeconv_cli", *(str(a) for a in arguments)],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=own_group,
+    )

@@ -1,0 +1,254 @@
+"""The main job, end to end, on real OME-Zarr and a real Dask cluster."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+import bigdeconv
+from bigdeconv import document, psf, quality, simulation
+from bigdeconv.config import make_config
+from bigdeconv.errors import InvalidInputError
+from bigdeconv.geometry import Box
+from bigdeconv.storage import omezarr
+from bigdeconv.storage.arrays import read_box
+from bigdeconv.storage.ledger import Ledger
+from tests import make
+
+pytestmark = pytest.mark.cluster
+
+VOXEL_UM = tuple(make.VOXEL_UM.values())
+
+
+def tubes(shape=(60, 60, 60), photons=100.0, seed=3):
+    extent_um = [n * v for n, v in zip(shape, VOXEL_UM, strict=True)]
+    truth = simulation.sample(simulation.tubes(seed, extent_um, count=(12, 12), sigma_um=0.12), shape, VOXEL_UM)
+    kernel = psf.gaussian((1.5, 1.0, 1.0))
+    return simulation.acquire(truth, kernel, photons=photons, background=5.0, seed=seed), kernel
+
+
+def run(tmp_path, cluster_address, data, kernel, **settings):
+    """Run a job on a volume and return its output's path."""
+    source, output = tmp_path / "input.zarr", tmp_path / settings.pop("name", "output.zarr")
+    axes = settings.pop("axes", None)
+    if not source.exists():
+        make.volume(source, data, axes=axes, version=settings.pop("input_version", "0.5"))
+        make.psf_tiff(tmp_path / "psf.tif", kernel)
+    job = {"input": str(source), "output": str(output), "psf": str(tmp_path / "psf.tif"), "scheduler": cluster_address}
+    summary = bigdeconv.run(make_config(job | settings))
+    assert summary.complete
+    assert summary.errors == []
+    return output
+
+
+def result_of(output, level=0):
+    info = omezarr.describe(output, level=level)
+    return read_box(info, Box.of_shape(info.zyx_shape))
+
+
+def whole_volume(output, data, kernel, method, iterations):
+    """Deconvolve in one piece with the numbers that the run decided."""
+    settings = document.load(Ledger.open(output)).channels[0].settings
+    return bigdeconv.deconvolve(
+        data.astype(np.float32),
+        psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).kernels[0],
+        method=method,
+        iterations=iterations,
+        background=settings.background,
+        intensity_scale=settings.intensity_scale,
+        tau=settings.tau,
+        sigma=settings.sigma or None,
+        voxel_zyx_um=VOXEL_UM,
+    )
+
+
+class TestSeams:
+    """Twenty-seven blocks equal one: at the seams, and all over."""
+
+    @pytest.mark.parametrize("method", ["rl", "rltv", "garl"])
+    @pytest.mark.parametrize("blend", [4, 0])
+    def test_blocks_equal_the_whole(self, tmp_path, cluster_address, method, blend):
+        data, kernel = tubes()
+        output = run(
+            tmp_path, cluster_address, data, kernel,
+            method=method, iterations=10, block_shape=(20, 20, 20), blend=(blend,) * 3, dtype="float32",
+        )  # fmt: skip
+        plan = document.load(Ledger.open(output)).plan
+        assert plan.n_blocks == 27
+        tiled, whole = result_of(output), whole_volume(output, data, kernel, method, 10)
+        seams = quality.seam_error(tiled, whole, ((20, 40),) * 3, max(2, blend))
+        # The halo of two radii promises 5e-4 at ten iterations; a block that read its data one voxel off gives 1e-1.
+        assert max(seams) < 2e-3
+        assert np.linalg.norm(tiled - whole) < 1e-3 * np.linalg.norm(whole)
+
+    def test_a_halo_too_small_shows_at_the_seams(self, tmp_path, cluster_address):
+        data, kernel = tubes()
+        settings = {"method": "rl", "iterations": 10, "block_shape": (20, 20, 20), "dtype": "float32"}
+        output = run(tmp_path, cluster_address, data, kernel, halo=(0, 0, 0), blend=(0, 0, 0), **settings)
+        whole = whole_volume(output, data, kernel, "rl", 10)
+        assert max(quality.seam_error(result_of(output), whole, ((20, 40),) * 3, 2)) > 0.02
+
+    def test_a_region_equals_that_part_of_the_full_run(self, tmp_path, cluster_address):
+        data, kernel = tubes()
+        settings = {"method": "garl", "iterations": 10, "block_shape": (20, 20, 20), "dtype": "float32"}
+        full = run(tmp_path, cluster_address, data, kernel, **settings)
+        part = run(tmp_path, cluster_address, data, kernel, name="part.zarr", roi="20:40,10:40,:", **settings)
+        whole, region = result_of(full), result_of(part)
+        inside = whole[20:40, 10:40]
+        assert region.shape == inside.shape
+        assert np.linalg.norm(region - inside) < 1e-3 * np.linalg.norm(inside)
+        assert omezarr.describe(part).translation_zyx_um == pytest.approx((20 * 0.3, 10 * 0.1, 0.0))
+
+
+class TestIdentity:
+    """A PSF of one voxel, no background, no prior: what comes out is what went in."""
+
+    @pytest.mark.parametrize(("method", "version"), [("garl", "0.5"), ("rl", "0.4")])
+    def test_bit_for_bit(self, tmp_path, cluster_address, method, version):
+        rng = np.random.default_rng(1)
+        data = rng.integers(0, 2**16, (40, 50, 60)).astype("uint16")
+        data[:8, :8, :8] = 0
+        data[20:24] = 65535
+        output = run(
+            tmp_path, cluster_address, data, np.ones((1, 1, 1), np.float32),
+            method=method, tau=0, background=0, output_scale=1, block_shape=(20, 32, 32), ome_version=version,
+        )  # fmt: skip
+        assert np.array_equal(result_of(output), data)
+
+
+class TestKilled:
+    """kill -9 of everything in mid-run, then resume."""
+
+    def test_resume_gives_the_same_bytes_and_solves_nothing_twice(self, tmp_path):
+        data, kernel = tubes()
+        make.volume(tmp_path / "input.zarr", data)
+        make.psf_tiff(tmp_path / "psf.tif", kernel)
+        options = ("--psf", "psf.tif", "--iterations", "20", "--block-shape", "20,20,20", "--workers", "2")
+        undisturbed = make.start("run", "input.zarr", "whole.zarr", *options, cwd=tmp_path)
+        _, stderr = undisturbed.communicate(timeout=200)
+        assert undisturbed.returncode == 0, stderr
+
+        killed = make.start("run", "input.zarr", "killed.zarr", *options, cwd=tmp_path)
+        wait_for_blocks(tmp_path / "killed.zarr", 6, killed)
+        kill_tree(killed.pid)
+        killed.communicate(timeout=30)
+        before = [r["block"] for r in make.journal_of(tmp_path / "killed.zarr") if "block" in r]
+        assert 6 <= len(before) < 27
+        assert bigdeconv.status(tmp_path / "killed.zarr")["state"] == "interrupted"
+
+        resumed = make.start("resume", "killed.zarr", "--json", cwd=tmp_path)
+        stdout, stderr = resumed.communicate(timeout=200)
+        assert resumed.returncode == 0, stderr
+        assert json.loads(stdout)["blocks_done"] == 27
+        after = [r["block"] for r in make.journal_of(tmp_path / "killed.zarr") if "block" in r]
+        assert after[: len(before)] == before
+        assert sorted(after) == list(range(27))
+        assert make.snapshot(tmp_path / "killed.zarr") == make.snapshot(tmp_path / "whole.zarr")
+
+
+class TestShapes:
+    """Time points, channels, views, and what is carried over."""
+
+    def test_time_points_and_channels_keep_to_themselves(self, tmp_path, cluster_address):
+        data = np.stack([[make.scene(24, 40, 40, seed=10 * t + c) for c in range(2)] for t in range(2)])
+        settings = {"method": "rl", "iterations": 3, "background": 20, "intensity_scale": 100, "output_scale": 8}
+        output = run(tmp_path, cluster_address, data, psf.gaussian(make.SIGMA_ZYX, truncate=3.0), **settings)
+        info = omezarr.describe(output)
+        assert (info.axes, info.shape) == (("t", "c", "z", "y", "x"), data.shape)
+        kernel = psf.prepare(psf.gaussian(make.SIGMA_ZYX, truncate=3.0), voxel_zyx_um=VOXEL_UM).kernels[0]
+        for t, c in ((0, 1), (1, 0)):
+            alone = bigdeconv.deconvolve(
+                data[t, c].astype(np.float32), kernel, method="rl", iterations=3, background=20, intensity_scale=100
+            )
+            stored = read_box(info, Box.of_shape(info.zyx_shape), timepoint=t, channel=c)
+            assert np.abs(stored / 8 - alone).max() < 1 / 8
+
+    def test_selected_channels_and_time_points(self, tmp_path, cluster_address):
+        data = np.stack([[make.scene(24, 40, 40, seed=10 * t + c) for c in range(3)] for t in range(3)])
+        kernel = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)
+        settings = {"method": "rl", "iterations": 2, "background": 20, "intensity_scale": 100, "output_scale": 8}
+        full = run(tmp_path, cluster_address, data, kernel, **settings)
+        part = run(
+            tmp_path, cluster_address, data, kernel, name="part.zarr", channels="2,0", timepoints="1:3", **settings
+        )
+        assert np.array_equal(make.pixels(part), make.pixels(full)[1:3][:, [2, 0]])
+
+    def test_views_are_deconvolved_jointly(self, tmp_path, cluster_address):
+        kernels = two_kernels()
+        truth = np.zeros((16, 32, 32), np.float32)
+        truth[8, 10:20, 16] = truth[8, 12, 5:25] = 1
+        data = simulation.acquire(truth, kernels, photons=200, background=3.0, seed=4)
+        settings = {"method": "rl", "iterations": 15, "background": 3, "dtype": "float32", "views_axis": "v"}
+        output = run(tmp_path, cluster_address, data, kernels, axes=("v", "z", "y", "x"), **settings)
+        info = omezarr.describe(output)
+        assert info.axes == ("z", "y", "x")
+        stored = document.load(Ledger.open(output)).channels[0].settings
+        prepared = psf.prepare(kernels, voxel_zyx_um=VOXEL_UM).kernels
+        alone = bigdeconv.deconvolve(
+            data.astype(np.float32), prepared, method="rl", iterations=15, background=3,
+            intensity_scale=stored.intensity_scale,
+        )  # fmt: skip
+        assert np.linalg.norm(result_of(output) - alone) < 1e-4 * np.linalg.norm(alone)
+        one = bigdeconv.deconvolve(data[0].astype(np.float32), prepared[0], method="rl", iterations=15, background=3)
+        assert quality.rsnr(alone, truth) > quality.rsnr(one, truth) + 1
+
+    @pytest.mark.parametrize("version", ["0.4", "0.5"])
+    def test_levels_are_means_of_what_is_stored(self, tmp_path, cluster_address, version):
+        data, kernel = tubes(shape=(50, 70, 90))
+        settings = {"method": "rl", "iterations": 3, "block_shape": (32, 32, 32), "chunks": (16, 16, 16), "levels": 4}
+        output = run(tmp_path, cluster_address, data, kernel, ome_version=version, input_version=version, **settings)
+        plan = document.load(Ledger.open(output)).plan
+        assert {level.in_task for level in plan.levels} == {True, False}
+        for n in range(1, 4):
+            fine, coarse = result_of(output, n - 1).astype(np.float64), result_of(output, n)
+            step = [c // f for c, f in zip(plan.levels[n].factors, plan.levels[n - 1].factors, strict=True)]
+            for index in np.ndindex(*coarse.shape):
+                cell = fine[tuple(slice(i * s, i * s + s) for i, s in zip(index, step, strict=True))]
+                assert coarse[index] == np.floor(cell.mean() + 0.5)
+
+
+def two_kernels():
+    """Two PSFs of one shape, each sharp where the other is not."""
+    wide = psf.gaussian((1.0, 1.8, 1.8))
+    offsets = np.arange(wide.shape[1]) - wide.shape[1] // 2
+    narrow = np.exp(-(offsets**2) / (2 * 0.8**2))
+    kernels = np.stack([wide * narrow[None, :, None], wide * narrow[None, None, :]])
+    return (kernels / kernels.sum(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
+
+
+class TestResume:
+    def test_other_settings_are_refused_by_name(self, tmp_path, cluster_address):
+        data, kernel = tubes(shape=(24, 40, 40))
+        output = run(tmp_path, cluster_address, data, kernel, method="rl", iterations=2)
+        job = {"input": str(tmp_path / "input.zarr"), "output": str(output), "psf": str(tmp_path / "psf.tif")}
+        with pytest.raises(InvalidInputError, match=r"iterations \(was 2, is 3\)"):
+            bigdeconv.run(make_config(job | {"method": "rl", "iterations": 3}), resume=True)
+
+    def test_another_input_is_refused(self, tmp_path, cluster_address):
+        data, kernel = tubes(shape=(24, 40, 40))
+        output = run(tmp_path, cluster_address, data, kernel, method="rl", iterations=2)
+        make.volume(tmp_path / "other.zarr", data + 1)
+        job = {"input": str(tmp_path / "other.zarr"), "output": str(output), "psf": str(tmp_path / "psf.tif")}
+        with pytest.raises(InvalidInputError, match="differs in input"):
+            bigdeconv.run(make_config(job | {"method": "rl", "iterations": 2}), resume=True)
+
+
+def wait_for_blocks(output, n, process):
+    for _ in range(1200):
+        if sum("block" in r for r in make.journal_of(output)) >= n:
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError("no blocks were finished in a minute")
+
+
+def kill_tree(pid):
+    """End a process and all that it started, at once."""
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        process.send_signal(signal.SIGKILL)
