@@ -123,6 +123,12 @@ class JobConfig(BaseModel):
     iterations: Annotated[int, Field(ge=0)] | None = _option(
         None, "Method", "Iterations. Default: garl 50, rltv 30, rl 15.", "N"
     )
+    update: Literal["convergent", "reference"] = _option(
+        "convergent",
+        "Method",
+        "Update rule: one that can only lower the objective, or the report's.",
+        "convergent|reference",
+    )
     tau: NonNegative | Auto = _option(
         "auto", "Method", "Strength of the prior, in units of the intensity scale.", "F|auto"
     )

@@ -28,6 +28,9 @@ DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
 KAPPA_TV = 0.03
 """Strength of TV behind ``--tau auto``: ``τ = κ/N`` for N photons at the intensity scale."""
 
+MU_MAX = 10.0
+"""Cap on μ for the convergent update, whose steps shorten as μ grows; the reference update keeps the model's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -46,6 +49,7 @@ class Settings:
     voxel_zyx_um: tuple[float, float, float]
     saturation: float = math.inf
     """Photons from which on a datum means "at least"."""
+    update: Literal["convergent", "reference"] = "convergent"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     """``cpu``, ``cuda``, or ``auto`` for a GPU where the process that computes has one."""
@@ -89,6 +93,7 @@ def restore(
         tau=settings.tau,
         # Lowered by more than float32 rounds, so that a voxel at the very level counts.
         saturation=settings.saturation / scale * (1 - 1e-6),
+        update=settings.update,
     )
     with torch.inference_mode():
         return solve(problem, settings.iterations).mul_(scale).cpu().numpy()
@@ -107,7 +112,13 @@ def make_prior(settings: Settings, model: WcrrWeights | None) -> Prior | None:
     if settings.method == "rltv":
         return TotalVariation(settings.voxel_zyx_um)
     assert model is not None
-    return Wcrr(model, sigma=settings.sigma, dtype=settings.torch_dtype, device=settings.torch_device)
+    return Wcrr(
+        model,
+        sigma=settings.sigma,
+        dtype=settings.torch_dtype,
+        device=settings.torch_device,
+        mu_max=MU_MAX if settings.update == "convergent" else math.inf,
+    )
 
 
 def cuda_device_count() -> int:
@@ -149,6 +160,7 @@ def deconvolve(
     weights: np.ndarray | None = None,
     saturation: float | None = None,
     voxel_zyx_um: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    update: Literal["convergent", "reference"] = "convergent",
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "cpu",
 ) -> np.ndarray:
@@ -180,6 +192,8 @@ def deconvolve(
         Value from which on a datum means "at least".
     voxel_zyx_um
         Voxel size in µm.
+    update
+        ``convergent``, whose steps can only lower the objective but for the momentum, or the report's ``reference``.
     dtype
         ``float64`` for checking.
 
@@ -197,7 +211,7 @@ def deconvolve(
     ----------
     Pham, "3D Deconvolution Microscopy with a Learned Regularizer" (2025), algorithm 1.
     """
-    _check_names(method, dtype, iterations)
+    _check_names(method, update, dtype, iterations)
     views, kernels = _as_views(y, psf)
     model_weights = models.resolve(model) if method == "garl" else None
     if weights is not None:
@@ -226,6 +240,7 @@ def deconvolve(
         intensity_scale=intensity_scale,
         voxel_zyx_um=voxel_zyx_um,
         saturation=math.inf if saturation is None else saturation,
+        update=update,
         dtype=dtype,
         device=device,
     )
@@ -245,9 +260,11 @@ def _as_views(y: np.ndarray, psf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (y, psf) if y.ndim == 4 else (y[None], psf[None])
 
 
-def _check_names(method: str, dtype: str, iterations: object) -> None:
+def _check_names(method: str, update: str, dtype: str, iterations: object) -> None:
     if method not in DEFAULT_ITERATIONS:
         raise InvalidInputError(f"method: got {method!r}; allowed are garl, rl and rltv.")
+    if update not in {"convergent", "reference"}:
+        raise InvalidInputError(f"update: got {update!r}; allowed are convergent and reference.")
     if dtype not in {"float32", "float64"}:
         raise InvalidInputError(f"dtype: got {dtype!r}; allowed are float32 and float64.")
     if not (iterations is None or isinstance(iterations, int | np.integer)):

@@ -14,9 +14,9 @@ from bigdeconv import pipeline, psf, quality, simulation
 from bigdeconv.config import make_config
 from bigdeconv.errors import OutputExistsError
 from bigdeconv.geometry import Box
+from bigdeconv.phantoms import write_volume
 from bigdeconv.storage import omezarr
-from bigdeconv.storage.arrays import read_box, write_region
-from bigdeconv.storage.omezarr import LevelSpec, OutputSpec
+from bigdeconv.storage.arrays import read_box
 
 if TYPE_CHECKING:
     from bigdeconv.pipeline import Events, Summary
@@ -59,7 +59,7 @@ def run_demo(folder: str | Path, *, events: Events) -> DemoResult:
     kernel = psf.gaussian(PSF_SIGMA_ZYX)
     data = simulation.acquire(truth, kernel, photons=PHOTONS, background=BACKGROUND, seed=SEED)
     tifffile.imwrite(folder / "psf.tif", kernel)
-    _write_input(folder / "input.zarr", data)
+    write_volume(folder / "input.zarr", data, voxel_zyx_um=VOXEL_ZYX_UM, name="microtubules")
     config = make_config(
         {
             "input": str(folder / "input.zarr"),
@@ -100,10 +100,3 @@ def _panel(name: str, volume: np.ndarray, zoom: int) -> Image.Image:
     image.paste(Image.fromarray((255 * pixels**0.7).astype(np.uint8)), (0, 18))
     ImageDraw.Draw(image).text((4, 3), name, fill=0)
     return image
-
-
-def _write_input(path: Path, data: np.ndarray) -> None:
-    level = LevelSpec(data.shape, (48, 64, 64), None, VOXEL_ZYX_UM, (0.0, 0.0, 0.0))
-    spec = OutputSpec(("z", "y", "x"), ("micrometer",) * 3, data.dtype.str, (level,), "0.5", "microtubules", (), {})
-    omezarr.create_output(path, spec)
-    write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)

@@ -149,6 +149,7 @@ def prepare(outline: Outline) -> Job:
             background=0.0,
             intensity_scale=1.0,
             voxel_zyx_um=outline.volume.voxel_zyx_um,
+            update=config.update,
             device=config.device,
         )
         sampling = calibration.Sampling(

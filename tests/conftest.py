@@ -8,6 +8,14 @@ import os
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what needs the shared cluster, through other fixtures too, so that ``-m "not cluster"`` leaves it out."""
+    for item in items:
+        if "cluster_address" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
     for name in [n for n in os.environ if n.startswith("BIGDECONV_")]:

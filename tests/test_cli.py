@@ -30,7 +30,7 @@ PLAN_KEYS = {
     *("estimated_seconds", "predicted_seam_error"),
 }
 TWO_BLOCKS = (*RL, "--block-shape", "8,32,32")
-SLOW = ("--method", "rl", "--iterations", "400", "--device", "cpu", "--output-scale", "8", "--block-shape", "8,32,32")
+SLOW = ("--method", "rl", "--iterations", "250", "--device", "cpu", "--output-scale", "8", "--block-shape", "8,32,32")
 """Eight blocks of a few tenths of a second each, and no calibration to wait for."""
 
 
@@ -255,7 +255,7 @@ def test_a_scheduler_file_that_leads_nowhere_is_named(source, tmp_path):
     with unchanged(tmp_path):
         started = []
         for file in ("missing.json", "text.json"):
-            job = (source[0], tmp_path / "out.zarr", "--psf", source[1], *RL, "--scheduler", tmp_path / file)
+            job = (source[0], tmp_path / f"{file}.zarr", "--psf", source[1], *RL, "--scheduler", tmp_path / file)
             started.append((file, make.start("run", *job, cwd=tmp_path)))
         try:
             for file, process in started:
@@ -793,7 +793,7 @@ def test_ctrl_c_on_a_local_cluster_stops_in_order_and_resume_finishes(
             os.killpg(process.pid, signal.SIGKILL)
     reader.join(timeout=10)
     text = "".join(lines)
-    assert "8 blocks of 8,32,32 voxels, rl, 400 iterations\n" in text
+    assert "8 blocks of 8,32,32 voxels, rl, 250 iterations\n" in text
     assert re.search(r"^1/8 blocks, \d+\.\d\d Mvoxel/s, .* left$", text, re.MULTILINE)
     assert "\x1b" not in text
     assert text.rstrip().splitlines()[-1].startswith("bigdeconv: Stopped. What is finished is kept")
@@ -856,6 +856,7 @@ def test_standard_output_of_a_run_is_one_json_object(source, finished, cluster_a
     assert make.snapshot(tmp_path / "out.zarr") == make.snapshot(finished)
 
 
+@pytest.mark.cluster
 def test_a_process_of_its_own_exits_as_said(tmp_path):
     """Exit codes reach the shell, and errors of use cost no start of torch or Dask."""
     started = time.monotonic()

@@ -27,3 +27,7 @@ class Prior(Protocol):
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x)``, the shape of ``x``."""
         ...
+
+    def curvature(self, x: Tensor) -> Tensor | float:
+        """Return a curvature per voxel, more than 0, of a separable parabola that touches ``R`` at ``x`` and lies above it."""
+        ...

@@ -44,6 +44,8 @@ class Wcrr:
         A trained model.
     sigma
         Noise level at which it acts, as a fraction of the intensity scale.
+    mu_max
+        Cap on the slope μ of ψ' at 0.  Published weights have μ = 835, nearly a jump, at which an iteration chatters.
     slab_bytes
         Memory for the many-channel response; the result does not depend on it but for rounding.
     """
@@ -55,6 +57,7 @@ class Wcrr:
         sigma: float,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        mu_max: float = math.inf,
         slab_bytes: int = SLAB_BYTES,
     ) -> None:
         layers = [torch.tensor(layer, dtype=torch.float64) for layer in weights.layers]
@@ -66,7 +69,7 @@ class Wcrr:
         self._inward = [layer.to(device, dtype) for layer in inward]
         self._outward = [layer.to(device, dtype) for layer in outward]
         self._alpha = alpha.flatten()
-        self._mu = math.exp(weights.log_mu)
+        self._mu = min(math.exp(weights.log_mu), mu_max)
         self._beta = weights.beta
         self._gamma = min(abs(weights.gamma), 1.0)
         self._slab_bytes = slab_bytes
@@ -89,6 +92,11 @@ class Wcrr:
             potential = self._potential(self._respond(x, slab)).sum(dim=(1, 2, 3))
             total += float((potential * inverse_square).sum())
         return total
+
+    def curvature(self, x: Tensor) -> float:
+        """Return μ: ψ' rises no faster, and ``λ_max(WᵀW) = 1``."""
+        del x
+        return max(self._mu, self._gamma)
 
     def _slabs(self, x: Tensor) -> Iterator[Box]:
         """Yield boxes of ``x`` whose valid positions tile all valid positions, each within the memory bound."""
@@ -139,6 +147,12 @@ def scaling(weights: WcrrWeights, sigma: float) -> np.ndarray:
     knots = np.linspace(0.0, weights.sigma_max, weights.scaling.shape[1])
     spline = np.array([np.interp(sigma_model, knots, row) for row in weights.scaling.astype(np.float64)])
     return np.asarray(np.exp(spline) / (sigma_model + SIGMA_EPSILON))
+
+
+def potential(weights: WcrrWeights, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``ψ(t)`` and ``ψ'(t)``, the same for every channel and noise level."""
+    prior = Wcrr(weights, sigma=weights.sigma_default, dtype=t.dtype)
+    return prior._potential(t), prior._potential_derivative_(t.clone())
 
 
 def fourier_lambda_max(layers: Sequence[np.ndarray], n: int = 64) -> float:

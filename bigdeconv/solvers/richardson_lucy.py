@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -43,6 +43,10 @@ class Problem:
     """Strength of the prior."""
     saturation: float = math.inf
     """A datum from here on means "at least": its ratio is never below 1."""
+    update: Literal["convergent", "reference"] = "convergent"
+    """How a prior enters a step; without one both are the same."""
+    momentum: bool = True
+    """Whether Nesterov's momentum accelerates the iteration; plain steps are for comparison."""
 
 
 @dataclass(slots=True)
@@ -79,17 +83,70 @@ def init(problem: Problem) -> State:
 
 
 def step(problem: Problem, state: State) -> None:
-    """Go one step: ``x ← p ∘ (Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b)) − τ∇R(p)) ⊘ Σ_v H_vᵀ w_v`` from the momentum point ``p``."""
+    """Go one step from the momentum point ``p = x + ((t − 1)/t₊)(x − x_previous)``."""
     t_next = (1 + math.sqrt(1 + 4 * state.t**2)) / 2
-    momentum = (state.t - 1) / t_next
+    momentum = (state.t - 1) / t_next if problem.momentum else 0.0
     point = state.previous.mul_(-momentum).add_(state.x, alpha=1 + momentum).clamp_(min=FLOOR)
-    update = _back_projected_ratios(problem, point)
-    if problem.prior is not None and problem.tau > 0:
-        window = problem.blur.data_slices
-        update[window] -= problem.tau * problem.prior.gradient(point[window])
+    ratios = _back_projected_ratios(problem, point)
+    if problem.prior is None or problem.tau == 0:
+        moved = point.mul_(ratios).div_(state.sensitivity)
+    elif problem.update == "reference":
+        moved = _reference_update(problem, point, ratios, state.sensitivity)
+    else:
+        moved = _convergent_update(problem, point, ratios, state.sensitivity)
     state.previous = state.x
-    state.x = point.mul_(update).div_(state.sensitivity).clamp_(min=FLOOR)
+    state.x = moved.clamp_(min=FLOOR)
     state.t = t_next
+
+
+def objective(problem: Problem, x: Tensor) -> float:
+    """Return ``Σ_v Σ_m w_v [H_v x + b − y_v log(H_v x + b)]_m + τ R(x)`` of an estimate on the estimate window."""
+    spectrum = problem.blur.to_fourier(x)
+    total = 0.0
+    for v in range(problem.blur.n_views):
+        model = problem.blur.forward_view(spectrum, v).add_(problem.background).clamp_(min=FLOOR)
+        terms = model - torch.xlogy(problem.data[v], model)
+        total += float((terms if problem.weights is None else terms * problem.weights[v]).sum(dtype=torch.float64))
+    if problem.prior is not None and problem.tau > 0:
+        total += problem.tau * problem.prior.value(x[problem.blur.data_slices])
+    return total
+
+
+def _reference_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
+    """``p ∘ (Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b)) − τ∇R(p)) ⊘ Σ_v H_vᵀ w_v``, in the memory of ``p``.
+
+    Pham (2025), algorithm 1, line 4.  It has no step-size control: where the prior is strong, it chatters.
+    """
+    assert problem.prior is not None
+    window = problem.blur.data_slices
+    ratios[window] -= problem.tau * problem.prior.gradient(point[window])
+    return point.mul_(ratios).div_(sensitivity)
+
+
+def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
+    """Minimise a separable function that touches the objective at ``p`` and lies above it, in the memory of ``p``.
+
+    The data term is majorised as by Richardson-Lucy (with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``), the prior by a
+    parabola of curvature ``c`` in every voxel; the minimum is the positive root of ``c x² + B x − e = 0`` with
+    ``B = Hᵀw + τ∇R(p) − c p``.  A step from ``p = x`` can only lower the objective.
+
+    De Pierro, IEEE Trans. Med. Imaging 14 (1995), for separable surrogates in emission tomography.
+    """
+    assert problem.prior is not None
+    window = problem.blur.data_slices
+    inner = point[window]
+    slope = problem.prior.gradient(inner).mul_(problem.tau).add_(sensitivity[window])
+    curvature = problem.tau * problem.prior.curvature(inner)
+    slope -= curvature * inner
+    moved = point.mul_(ratios)  # e
+    expected = moved[window].clone()
+    moved.div_(sensitivity)
+    root = (slope.square() + 4 * curvature * expected).sqrt_()
+    # Each form of the root is taken where it does not subtract numbers of nearly one size.
+    rising = expected.mul_(2).div_(slope + root)
+    falling = root.sub_(slope).div_(2 * curvature)
+    moved[window] = torch.where(slope > 0, rising, falling)
+    return moved
 
 
 def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:
