@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigdeconv import deconvolution, intensity
+from bigdeconv.errors import StoreError
 from bigdeconv.geometry import Box, Triple, triple
 from bigdeconv.intensity import Camera, Validity, VoxelCounts
 from bigdeconv.storage.arrays import read_box
@@ -66,6 +67,27 @@ class Sampling:
         for timepoint, *start in product(times, *starts):
             yield timepoint, Box(triple(start), triple(a + e for a, e in zip(start, edge, strict=True)))
 
+    def readable(self) -> Iterator[tuple[int, Box, np.ndarray]]:
+        """Yield the regions with their counts, less those that cannot be read: their blocks will say so.
+
+        Raises
+        ------
+        StoreError
+            If none can be read.
+        """
+        failure: StoreError | None = None
+        found = False
+        for timepoint, box in self.regions():
+            try:
+                counts = self.read(timepoint, box)
+            except StoreError as error:
+                failure = error
+                continue
+            found = True
+            yield timepoint, box, counts
+        if failure is not None and not found:
+            raise failure
+
     def read(self, timepoint: int, box: Box) -> np.ndarray:
         """Return the counts of a box, ``v z y x``."""
         counts = read_box(self.info, box, timepoint=timepoint, channel=self.channel, view_axis=self.view_axis)
@@ -102,7 +124,7 @@ def calibrate(
         The calibration, and ``settings`` with background, scale, saturation and ``tau`` filled in, in photons.
     """
     camera, warnings = sampling.camera, list[str]()
-    counts = [sampling.read(t, box) for t, box in sampling.regions()]
+    counts = [counts for _, _, counts in sampling.readable()]
     flat = [view for region in counts for view in region]
     fill = intensity.detect_fill(flat, sampling.info.fill_value) if masked else None
     validity = Validity(fill=fill)
@@ -127,17 +149,17 @@ def calibrate(
 
 
 def prepare_views(
-    counts: np.ndarray, camera: Camera, validity: Validity
+    counts: np.ndarray, camera: Camera, validity: Validity, owned: tuple[slice, ...] = (slice(None),) * 3
 ) -> tuple[np.ndarray, np.ndarray | None, VoxelCounts]:
-    """Turn counts ``v z y x`` into photons, voxel weights (None where all are 1), and what was left out."""
+    """Turn counts ``v z y x`` into photons, voxel weights (None where all are 1), and what was left out of ``owned``."""
     photons = np.stack([camera.photons(view) for view in counts])
     weights: np.ndarray | None = None
     total = VoxelCounts()
     for v, view in enumerate(counts):
         not_finite, fill, hot = intensity.data_mask(view, photons[v], validity)
         invalid = not_finite | fill | hot
-        negative = int(np.count_nonzero(view < camera.offset)) if camera.offset or view.dtype.kind in "if" else 0
-        total += VoxelCounts(view.size, int(not_finite.sum()), int(fill.sum()), int(hot.sum()), negative)
+        below = (view < camera.offset) & ~not_finite
+        total += VoxelCounts(below[owned].size, *(int(mask[owned].sum()) for mask in (not_finite, fill, hot, below)))
         if invalid.any():
             weights = np.ones(counts.shape, np.float32) if weights is None else weights
             weights[v][invalid] = 0
@@ -151,7 +173,7 @@ def _is_datum(counts: np.ndarray, photons: np.ndarray, validity: Validity) -> np
 
 def _negative_warning(counts: list[np.ndarray], camera: Camera) -> list[str]:
     total = sum(c.size for c in counts)
-    below = sum(int(np.count_nonzero(c < camera.offset)) for c in counts)
+    below = sum(int(np.count_nonzero((c < camera.offset) & np.isfinite(c))) for c in counts)
     if below <= 0.01 * total:
         return []
     return [
@@ -176,9 +198,9 @@ def _choose_output_scale(
     """Restore the two brightest regions and leave headroom: the largest power of two at which they fit four times over."""
     whole = Box.of_shape(sampling.info.zyx_shape)
     prior = deconvolution.make_prior(settings, model)
-    regions = sorted(sampling.regions(), key=lambda r: -_brightness(sampling, r[0], r[1], validity))[:2]
+    ranked = sorted(sampling.readable(), key=lambda r: -_brightness(r[2], sampling.camera, validity))
     brightest = 0.0
-    for timepoint, box in regions:
+    for timepoint, box, _ in ranked[:2]:
         window = box.grow(halo).intersect(whole)
         photons, weights, _ = prepare_views(sampling.read(timepoint, window), sampling.camera, validity)
         blur = deconvolution.make_blur(sampling.kernels, window.shape, settings)
@@ -189,6 +211,6 @@ def _choose_output_scale(
     return 2.0 ** math.floor(math.log2(UINT16_MAX / (HEADROOM * brightest)))
 
 
-def _brightness(sampling: Sampling, timepoint: int, box: Box, validity: Validity) -> float:
-    photons, weights, _ = prepare_views(sampling.read(timepoint, box), sampling.camera, validity)
+def _brightness(counts: np.ndarray, camera: Camera, validity: Validity) -> float:
+    photons, weights, _ = prepare_views(counts, camera, validity)
     return float(np.percentile(photons if weights is None else photons * weights, 99.9))

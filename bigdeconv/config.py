@@ -244,9 +244,8 @@ def _sentences(error: ValidationError) -> list[str]:
         else:
             field = JobConfig.model_fields[name]
             got = item["input"] if name not in by_name else by_name[name]
-            first = (
-                f"{name.replace('_', '-')}: got {got!r}; {message[0].lower() + message[1:]}. It is: {field.description}"
-            )
+            meaning = f" It is: {field.description}" if field.description else ""
+            first = f"{name.replace('_', '-')}: got {got!r}; {message[0].lower() + message[1:]}.{meaning}"
             by_name.setdefault(name, first)
     return list(by_name.values())
 

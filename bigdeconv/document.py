@@ -14,12 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from bigdeconv import models
 from bigdeconv.config import JobConfig
 from bigdeconv.deconvolution import Settings
 from bigdeconv.engine.recipe import ChannelRecipe, Recipe
+from bigdeconv.errors import StoreError
 from bigdeconv.intensity import Camera, Validity
 from bigdeconv.job import Job, camera
 from bigdeconv.planner import Plan
@@ -106,12 +107,26 @@ def dump(document: Document) -> dict[str, Any]:
 
 
 def load(ledger: Ledger) -> Document:
-    """Return the document of a ledger."""
-    return TypeAdapter(Document).validate_python(ledger.document())
+    """Return the document of a ledger.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged or another version's.
+    """
+    try:
+        return TypeAdapter(Document).validate_python(ledger.document())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"output: the plan in {str(ledger.path / 'plan.json')!r} is damaged or another version's ({where}: {first['msg']}); "
+            "start anew with --overwrite."
+        ) from error
 
 
-def make_recipe(document: Document, ledger: Ledger, *, threads: int | None) -> Recipe:
-    """Make what the workers need from a ledger alone."""
+def make_recipe(document: Document, ledger: Ledger, output: Path, *, threads: int | None) -> Recipe:
+    """Make what the workers need from a ledger alone; ``output`` is where it lies now."""
     arrays = ledger.arrays()
     return Recipe(
         digest=document.digest,
@@ -124,11 +139,12 @@ def make_recipe(document: Document, ledger: Ledger, *, threads: int | None) -> R
             for c, stored in document.channels.items()
         },
         model=weights.load(ledger.model_path) if ledger.model_path.exists() else None,
-        output=str(Path(document.config.output).absolute()),
+        output=str(output),
         output_axes=document.output_axes,
         output_dtype=document.output_dtype,
         keep_bits=document.config.keep_bits,
-        scratch=str((ledger.path / "scratch").absolute()),
+        # A folder of this very run: a task that outlived the driver of another one writes elsewhere.
+        scratch=str(ledger.path / "scratch" / document.digest),
         threads=threads,
     )
 

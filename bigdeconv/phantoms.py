@@ -5,6 +5,7 @@ Everything is made in memory, so a volume is as large as that allows (`TUBES_BYT
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, 
 from bigdeconv.geometry import Box
 from bigdeconv.intensity import Camera
 from bigdeconv.storage import omezarr
-from bigdeconv.storage.arrays import read_box, write_region
+from bigdeconv.storage.arrays import is_remote, read_box, resolve_location, write_region
 from bigdeconv.storage.omezarr import LevelSpec, OutputSpec
 from bigdeconv.storage.psf_files import read_psf
 
@@ -38,9 +39,9 @@ VIEW_AXIS = "v"
 """Name of the axis along which several views of one object are written."""
 CHUNK = 64
 """Extent of a chunk on each axis of space, where the volume has as many voxels."""
-TUBES_BYTES = 24
+TUBES_BYTES = 30
 """Memory per voxel while a sample is made."""
-IMAGE_BYTES, VIEW_BYTES = 56, 26
+IMAGE_BYTES, VIEW_BYTES = 44, 24
 """Memory per voxel, and per voxel and view, while a sample is imaged."""
 PSF_SUFFIXES = (".tif", ".tiff", ".npy")
 MOST_PHOTONS = 1e15
@@ -99,7 +100,9 @@ def write_volume(
     )
     units = tuple(None if axis == VIEW_AXIS else "micrometer" for axis in axes)
     _refuse_existing(path)
-    omezarr.create_output(Path(path), OutputSpec(axes, units, data.dtype.str, (level,), "0.5", name, (), attributes or {}))
+    omezarr.create_output(
+        Path(path), OutputSpec(axes, units, data.dtype.str, (level,), "0.5", name, (), attributes or {})
+    )
     try:
         write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)
     except BaseException:
@@ -139,9 +142,7 @@ def write_tubes(
         )
     with _within_memory(zyx_shape, TUBES_BYTES):
         extent_um = [n * v for n, v in zip(zyx_shape, voxel_zyx_um, strict=True)]
-        specimen = simulation.tubes(
-            seed, extent_um, count=count, outer_radius_um=outer_radius_um, sigma_um=sigma_um
-        )
+        specimen = simulation.tubes(seed, extent_um, count=count, outer_radius_um=outer_radius_um, sigma_um=sigma_um)
         data = simulation.sample(specimen, zyx_shape, voxel_zyx_um, peak_one=True)
     attributes = {"simulation": {"kind": "tubes", **parameters}}
     written = write_volume(path, data, voxel_zyx_um=voxel_zyx_um, name="tubes", attributes=attributes)
@@ -262,9 +263,7 @@ def _kernels(
         kernels, name = read_psf(psf_file), "psf"
     else:
         kernels, name = psf.airyscan(voxel_zyx_um=volume.voxel_zyx_um, n_views=n_airyscan or 0), "airyscan"
-    prepared = psf.prepare(
-        kernels, voxel_zyx_um=volume.voxel_zyx_um, volume_zyx_shape=volume.zyx_shape, name=name
-    )
+    prepared = psf.prepare(kernels, voxel_zyx_um=volume.voxel_zyx_um, volume_zyx_shape=volume.zyx_shape, name=name)
     if prepared.notes:
         kernels = prepared.kernels
     kernels = kernels.reshape((1,) * (4 - kernels.ndim) + kernels.shape)
@@ -278,7 +277,9 @@ def _read_truth(volume: VolumeInfo) -> npt.NDArray[Any]:
         )
     truth = read_box(volume, Box.of_shape(volume.zyx_shape))
     if not np.isfinite(truth).all() or truth.min() < 0:
-        raise InvalidInputError("truth: has negative voxels, NaN or infinity; allowed are light intensities of 0 or more.")
+        raise InvalidInputError(
+            "truth: has negative voxels, NaN or infinity; allowed are light intensities of 0 or more."
+        )
     return truth
 
 
@@ -286,7 +287,9 @@ def _check_psf_target(path: str | Path | None) -> None:
     if path is None:
         return
     if Path(path).suffix.lower() not in PSF_SUFFIXES:
-        raise InvalidInputError(f"save-psf: got {str(path)!r}; allowed are names that end in {', '.join(PSF_SUFFIXES)}.")
+        raise InvalidInputError(
+            f"save-psf: got {str(path)!r}; allowed are names that end in {', '.join(PSF_SUFFIXES)}."
+        )
     if not Path(path).absolute().parent.is_dir():
         raise InvalidInputError(f"save-psf: there is no folder {str(Path(path).parent)!r}; make it first.")
     _refuse_existing(path, "save-psf")
@@ -303,7 +306,9 @@ def _write_psf(path: Path, kernels: npt.NDArray[Any]) -> None:
 
 
 def _refuse_existing(path: str | Path, argument: str = "output") -> None:
-    if Path(path).exists():
+    if is_remote(where := resolve_location(path)):
+        raise StoreError(f"{argument}: cannot write to {where}; give a local path.")
+    if os.path.lexists(where):
         raise OutputExistsError(f"{argument}: {str(path)!r} exists; give another path, or remove it.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
-from bigdeconv.engine.cluster import LocalWorkers, connect, install
+from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install
 from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.storage import omezarr, weights
@@ -93,25 +94,27 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
     """
     events = events or Events()
     output = _local_output(config.output)
-    if not (resume or overwrite):
-        _require_free(output)
+    goes_on = resume and ledger_path(output).exists()
+    _require_writable(output)
     if overwrite:
-        _require_replaceable(output)
-    if resume and not ledger_path(output).exists():
-        resume = False
-        _require_free(output)
-    job = jobs.prepare(jobs.inspect(config))
-    events.planned(job.outline)
-    for warning in job.warnings:
-        events.warned(warning)
-    document = documents.from_job(job)
-    if resume:
-        _require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
-        return _execute(output, events, scheduler=config.scheduler)
-    if overwrite:
-        _remove(output)
-    _start_ledger(output, job, document)
-    return _execute(output, events, scheduler=config.scheduler)
+        _require_replaceable(output, config.input)
+    elif not goes_on:
+        _require_free(output, asked_to_resume=resume)
+    with _stopping_on_termination():
+        job = jobs.prepare(jobs.inspect(config))
+        events.planned(job.outline)
+        for warning in job.warnings:
+            events.warned(warning)
+        document = documents.from_job(job)
+        if goes_on:
+            _require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
+            return _go_on(output, events, scheduler=config.scheduler)
+        # The cluster first: nothing is removed or made for a run that has nobody to run on.
+        with connect(config.scheduler, _workers_of(document)) as connection:
+            if overwrite:
+                _remove(output)
+            _start_ledger(output, job, document)
+            return _execute(output, events, connection)
 
 
 def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> Summary:
@@ -122,7 +125,8 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
     StoreError
         If there is no ledger, another run is writing, or the input is not the one that was planned.
     """
-    return _execute(_local_output(str(output)), events or Events(), scheduler=scheduler)
+    with _stopping_on_termination():
+        return _go_on(_local_output(str(output)), events or Events(), scheduler=scheduler)
 
 
 def status(output: str | Path) -> dict[str, Any]:
@@ -154,41 +158,63 @@ def validate(output: str | Path, *, deep: bool = False) -> list[str]:
     return omezarr.validate(output, deep=deep)
 
 
-def _execute(output: Path, events: Events, *, scheduler: str | None) -> Summary:
-    """Do what the ledger says is left to do."""
+def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
+    """Do what the ledger says is left to do; nothing is started if nothing is left."""
+    ledger = Ledger.open(output)
+    if ledger.is_being_written():
+        raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
+    document = documents.load(ledger)
+    records = list(ledger.records())
+    if not output.exists() and any("block" in r for r in records):
+        raise StoreError(
+            f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
+        )
+    if any(r.get("complete") for r in records):
+        blocks = [r for r in records if "block" in r]
+        progress = Progress(document.plan.n_blocks, len(blocks), sum(bool(r.get("skipped")) for r in blocks))
+        return _summarise(output, progress, blocks, document.warnings, 0.0)
+    _require_same_input(document)
+    with connect(scheduler, _workers_of(document)) as connection:
+        return _execute(output, events, connection)
+
+
+def _execute(output: Path, events: Events, connection: Connection) -> Summary:
+    """Compute the blocks and levels that the journal does not have."""
     started = time.monotonic()
     ledger = Ledger.open(output)
-    with ledger.writing(), _stopping_on_termination():
+    with ledger.writing():
         document = documents.load(ledger)
         _ensure_output(output, document)
         records = [r for r in ledger.records() if "block" in r]
         levels_done = {r["level"] for r in ledger.records() if "level" in r}
-        _require_same_input(document)
-        workers = LocalWorkers(document.workers, document.threads, document.cuda)
-        recipe = documents.make_recipe(document, ledger, threads=document.threads if scheduler is None else None)
+        threads = document.threads if connection.is_local else None
+        recipe = documents.make_recipe(document, ledger, output, threads=threads)
 
         def on_finished(record: dict[str, Any], progress: Progress) -> None:
             ledger.append(record)
             records.append(record)
             events.progressed(progress)
 
-        with connect(scheduler, workers) as connection:
-            install(connection.client, recipe)
-            events.connected(connection.dashboard)
-            events.phase("blocks")
-            progress = run_blocks(connection, recipe, list(records), on_finished)
-            if progress.blocks_finished == progress.blocks_total:
-                for n, level in enumerate(recipe.plan.levels):
-                    if not level.in_task and n not in levels_done:
-                        events.phase(f"level {n}")
-                        run_pyramid(connection, recipe, n)
-                        ledger.append({"level": n})
-        summary = _summarise(output, progress, records, document.warnings, time.monotonic() - started)
+        install(connection.client, recipe)
+        events.connected(connection.dashboard)
+        events.phase("blocks")
+        progress = run_blocks(connection, recipe, list(records), on_finished)
+        summary = _summarise(output, progress, records, document.warnings, 0.0)
         if summary.complete:
+            for n, level in enumerate(recipe.plan.levels):
+                if not level.in_task and n not in levels_done:
+                    events.phase(f"level {n}")
+                    run_pyramid(connection, recipe, n)
+                    ledger.append({"level": n})
             ledger.drop_scratch()
             summary.errors += validate(output)
+        summary.seconds = round(time.monotonic() - started, 2)
         ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
     return summary
+
+
+def _workers_of(document: Document) -> LocalWorkers:
+    return LocalWorkers(document.workers, document.threads, document.cuda)
 
 
 def _summarise(
@@ -202,7 +228,7 @@ def _summarise(
         warnings.append(
             f"{counts['clipped']} voxels were brighter than uint16 holds and are clipped; lower --output-scale."
         )
-    if voxels and counts["negative"] > 0.01 * voxels:
+    if voxels and counts["negative"] > 0.01 * voxels and not any("camera offset" in w for w in warnings):
         warnings.append(
             f"{100 * counts['negative'] / voxels:.1f} % of the voxels read lie below the camera offset and count as 0."
         )
@@ -243,16 +269,34 @@ def _local_output(location: str) -> Path:
     return Path(location).absolute()
 
 
-def _require_free(output: Path) -> None:
+def _require_writable(output: Path) -> None:
+    parent = next(p for p in output.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StoreError(
+            f"output: {str(output)!r} cannot be made, {str(parent)!r} is no folder to write in; give another path."
+        )
+
+
+def _require_free(output: Path, *, asked_to_resume: bool) -> None:
     for path in (output, ledger_path(output)):
+        if path.exists() and asked_to_resume:
+            raise OutputExistsError(
+                f"output: {str(output)!r} has no ledger beside it, so nothing can be resumed; replace it with --overwrite."
+            )
         if path.exists():
             raise OutputExistsError(
                 f"output: {str(path)!r} exists; go on with --resume if it is an unfinished run, or replace it with --overwrite."
             )
 
 
-def _require_replaceable(output: Path) -> None:
-    """Refuse to overwrite anything but a zarr group."""
+def _require_replaceable(output: Path, source: str) -> None:
+    """Refuse to overwrite anything but a zarr group of its own."""
+    if not is_remote(source):
+        kept, doomed = Path(source.removeprefix("file://")).resolve(), output.resolve()
+        if output.is_symlink() or kept == doomed or kept in doomed.parents or doomed in kept.parents:
+            raise InvalidInputError(
+                f"output: {str(output)!r} is, holds or lies in the input, or is a link; give another path."
+            )
     if output.exists() and not any((output / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
         raise OutputExistsError(
             f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."

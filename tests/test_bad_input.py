@@ -50,7 +50,7 @@ def file_for_a_folder(folder):
 
 def array_for_an_image(folder):
     image = volume(folder / "more.zarr", scene(8, 16, 16))
-    return {"input": image / "0"}, ("more.zarr/0", "not an OME-Zarr image", "zarr group")
+    return {"input": image / "0"}, ("more.zarr/0", "not an OME-Zarr image", "give the group")
 
 
 def group_without_multiscales(folder):

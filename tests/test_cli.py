@@ -123,7 +123,7 @@ def test_help_of_run_says_units_defaults_and_precedence():
     ("arguments", "words"),
     {
         "no such option": (("run", "a", "b", "--nonsense"), ("--nonsense",)),
-        "no output": (("run", "a"), ("Missing argument", "output")),
+        "no output": (("run", "a"), ("Missing argument", "OUTPUT")),
         "no such command": (("deconvolve",), ("deconvolve",)),
         "not a method": (("run", "a", "b", "--method", "magic"), ("method", "'magic'", "garl", "rltv")),
         "negative iterations": (("run", "a", "b", "--iterations", "-1"), ("iterations", "-1", "greater than or equal")),
@@ -224,7 +224,10 @@ def test_every_kind_of_error_has_its_exit_code(command, error, code, as_json, mo
     else:
         assert result.stdout == ""
         said = result.stderr
-    expected = {KeyboardInterrupt: "bigdeconv resume", ZeroDivisionError: "Unexpected ZeroDivisionError: division"}
+    expected = {
+        KeyboardInterrupt: "Nothing had been written yet",
+        ZeroDivisionError: "Unexpected ZeroDivisionError: division",
+    }
     assert expected.get(type(error), str(error)) in said
     # The trace is for what nobody foresaw.
     assert ("Traceback" in result.stderr) == (code == 1)
@@ -504,13 +507,15 @@ def test_an_output_below_a_file_is_an_error_that_names_it(source, tmp_path, no_c
     assert "Traceback" not in result.stderr
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(source, tmp_path, monkeypatch, no_cluster):
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(source, tmp_path, monkeypatch, cluster_address):
     def save_file(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bigdeconv.storage.ledger.save_file", save_file)
     with unchanged(tmp_path):
-        result = bigdeconv("run", source[0], tmp_path / "out.zarr", "--psf", source[1], *TWO_BLOCKS)
+        result = bigdeconv(
+            "run", source[0], tmp_path / "out.zarr", "--psf", source[1], *TWO_BLOCKS, "--scheduler", cluster_address
+        )
     assert result.exit_code == 3
     assert "No space left on device" in result.stderr
 

@@ -53,7 +53,8 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
         recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
     )
     views = counts if recipe.view_axis else counts[None]
-    photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity)
+    owned = task.core.relative_to(task.read.start).slices
+    photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity, owned)
     del counts, views
     read_seconds = time.perf_counter() - started
     stats = {"read_seconds": round(read_seconds, 3), **{k: v for k, v in asdict(voxel_counts).items() if v}}

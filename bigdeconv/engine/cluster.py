@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ class Connection:
     client: Client
     dashboard: str
     """What to tell the user about the dashboard."""
+    is_local: bool
+    """Whether the cluster is our own, on this machine."""
     slots: int
     """Blocks that can be computed at the same time."""
 
@@ -77,10 +80,10 @@ def connect(scheduler: str | None, local: LocalWorkers) -> Iterator[Connection]:
         if scheduler is None:
             with _local_cluster(local) as cluster, Client(cluster, set_as_default=False) as client:
                 client.wait_for_workers(local.count, timeout=120)
-                yield _connection(client)
+                yield _connection(client, is_local=True)
         else:
             with _join(scheduler) as client:
-                yield _connection(client)
+                yield _connection(client, is_local=False)
 
 
 def install(client: Client, recipe: Recipe) -> None:
@@ -133,6 +136,7 @@ def _nanny_options(i: int, local: LocalWorkers) -> dict[str, Any]:
         "memory_limit": 0,
         "dashboard": False,
         "silence_logs": logging.ERROR,
+        "preload": ["bigdeconv.engine.undisturbed"],
     }
 
 
@@ -151,12 +155,10 @@ def _free_port(wanted: int) -> int:
 
 def _join(scheduler: str) -> Client:
     try:
-        if "://" in scheduler or not Path(scheduler).suffix:
-            client = Client(scheduler, set_as_default=False, timeout=30)
-        else:
-            client = Client(scheduler_file=scheduler, set_as_default=False, timeout=30)
+        address = scheduler if "://" in scheduler else _address_in(Path(scheduler))
+        client = Client(address, set_as_default=False, timeout=30)
         client.wait_for_workers(1, timeout=60)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
         raise ClusterLostError(
             f"scheduler: no Dask cluster with workers answers at {scheduler!r} ({error}); "
             "give tcp://HOST:PORT or a scheduler file, and start at least one worker."
@@ -164,11 +166,16 @@ def _join(scheduler: str) -> Client:
     return client
 
 
-def _connection(client: Client) -> Connection:
+def _address_in(scheduler_file: Path) -> str:
+    """Return the address in a scheduler file; Dask itself waits for a missing one for ever."""
+    return str(json.loads(scheduler_file.read_text())["address"])
+
+
+def _connection(client: Client, *, is_local: bool) -> Connection:
     slots = sum(worker["nthreads"] for worker in _workers(client))
     without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
     dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh
-    return Connection(client, dashboard, max(slots, 1))
+    return Connection(client, dashboard, is_local, max(slots, 1))
 
 
 def _workers(client: Client) -> list[dict[str, Any]]:

@@ -40,6 +40,11 @@ def import_pyxudeconv(folder: str | Path) -> WcrrWeights:
         config = json.loads(config_file.read_text())
         state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["state_dict"]
         return _convert(config, state, checkpoints[-1].name)
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to load it all the same.
+        raise InvalidInputError(
+            f"model: {str(checkpoints[-1])!r} holds more than weights, or is damaged; it was not loaded."
+        ) from error
     except (
         KeyError,
         ValueError,
@@ -48,7 +53,6 @@ def import_pyxudeconv(folder: str | Path) -> WcrrWeights:
         AttributeError,
         IndexError,
         EOFError,
-        pickle.UnpicklingError,
     ) as error:
         raise InvalidInputError(
             f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser ({error})."

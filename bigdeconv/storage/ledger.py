@@ -19,12 +19,14 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from bigdeconv.errors import OutputExistsError, StoreError
@@ -65,12 +67,16 @@ class Ledger:
                 "with --overwrite."
             )
         building = ledger.path.with_name(f".{ledger.path.name}.{uuid4().hex}")
-        building.mkdir(parents=True)
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
-        (building / "plan.json").write_text(json.dumps(document, indent=1))
-        (building / "journal.jsonl").touch()
-        (building / "lock").touch()
-        building.rename(ledger.path)
+        try:
+            building.mkdir(parents=True)
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
+            (building / "plan.json").write_text(json.dumps(document, indent=1))
+            (building / "journal.jsonl").touch()
+            (building / "lock").touch()
+            building.rename(ledger.path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise StoreError(f"output: the ledger {str(ledger.path)!r} cannot be written ({error}).") from error
         return ledger
 
     @classmethod
@@ -123,12 +129,10 @@ class Ledger:
             If another living driver holds it.
         """
         with (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            if not _locked_within(lock, seconds=2.0):
                 raise StoreError(
                     f"output: another run is writing it (the lock {lock.name!r} is held); wait for it or stop it."
-                ) from error
+                )
             self._cut_torn_line()
             try:
                 with (self.path / "journal.jsonl").open("a") as self._journal:
@@ -138,9 +142,9 @@ class Ledger:
 
     def is_being_written(self) -> bool:
         """Tell whether a living driver holds the journal."""
-        with (self.path / "lock").open("a+") as lock:
+        with (self.path / "lock").open() as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return True
             return False
@@ -166,6 +170,20 @@ class Ledger:
         if content and not content.endswith(b"\n"):
             with path.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
+
+
+def _locked_within(lock: IO[str], seconds: float) -> bool:
+    """Take the lock for writing; a short wait lets those pass who only look whether it is held."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def write_rim(scratch: str | Path, block: int, direction: Triple, rim: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.geometry import Triple, ceil_div, triple
@@ -243,6 +244,8 @@ def _open_group(where: str) -> zarr.Group:
         try:
             # Never the consolidated copy: it may be stale, and remote stores would be asked for one more file.
             return zarr.open_group(open_store(where), mode="r", use_consolidated=False)
+        except ContainsArrayError as error:
+            raise StoreError(f"{where} is an array, not an OME-Zarr image; give the group that holds it") from error
         except FileNotFoundError as error:
             raise StoreError(
                 f"{where} is not an OME-Zarr image: there is no zarr group; give the folder with zarr.json or .zattrs"

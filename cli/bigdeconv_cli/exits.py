@@ -14,7 +14,7 @@ import typer
 from bigdeconv.errors import BigdeconvError, ClusterLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Exit(IntEnum):
@@ -29,8 +29,11 @@ class Exit(IntEnum):
 
 
 @contextmanager
-def reported(*, as_json: bool = False, hint: str = "") -> Iterator[None]:
-    """Turn errors into one sentence on standard error (or one JSON object on standard output) and an exit code."""
+def reported(*, as_json: bool = False, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Turn errors into one sentence on standard error (or one JSON object on standard output) and an exit code.
+
+    ``hint`` is asked what to say to somebody who stopped the command.
+    """
     try:
         yield
     except typer.Exit:
@@ -40,7 +43,7 @@ def reported(*, as_json: bool = False, hint: str = "") -> Iterator[None]:
     except BigdeconvError as error:
         _fail(str(error), Exit.INVALID, as_json=as_json)
     except KeyboardInterrupt:
-        _fail(f"Stopped. {hint}".strip(), Exit.INCOMPLETE, as_json=as_json)
+        _fail(f"Stopped. {hint()}".strip(), Exit.INCOMPLETE, as_json=as_json)
     except Exception as error:  # whatever it is, the user gets a sentence, and a developer the trace
         traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}", Exit.UNEXPECTED, as_json=as_json)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigdeconv_cli.exits import reported
+
+if TYPE_CHECKING:
+    from bigdeconv.priors.weights import WcrrWeights
 
 app = typer.Typer(help="Models of the learned prior.", no_args_is_help=True)
 
@@ -33,17 +36,36 @@ def import_(
 @app.command("show")
 def show(
     model: Annotated[str, typer.Argument(help="Shipped name or model file.")] = "default",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Also draw the filters, the potential and the scalings into this folder, which must not exist.",
+        ),
+    ] = None,
 ) -> None:
-    """Print what a model is."""
-    import math
-
+    """Print what a model is, and draw what it has learned."""
     from bigdeconv import models
 
     with reported():
         found = models.resolve(model)
+        card = _card(found, model)
+        for name, value in card.items():
+            print(f"{name:<12} {value}")
+        if output is not None:
+            from bigdeconv.models import pictures
+
+            files = pictures.save(found, output, card)
+            print(f"Wrote {output}: {', '.join(file.name for file in files)}")
+
+
+def _card(found: WcrrWeights, name: str) -> dict[str, Any]:
+    import math
+
     layers = " → ".join(str(n) for n in (1, *(layer.shape[0] for layer in found.layers)))
     rows = {
-        "name": found.card.get("name", model),
+        "name": found.card.get("name", name),
         "channels": layers,
         "kernels": ", ".join("×".join(str(n) for n in layer.shape[2:]) for layer in found.layers),
         "parameters": sum(int(layer.size) for layer in found.layers) + int(found.scaling.size) + 3,
@@ -52,6 +74,4 @@ def show(
         "λ_max": f"{found.lambda_max:.6g}",
         "κ": f"{found.kappa:.4g}",
     }
-    rows |= {k: v for k, v in found.card.items() if k != "name"}
-    for name, value in rows.items():
-        print(f"{name:<12} {value}")
+    return rows | {k: v for k, v in found.card.items() if k != "name"}

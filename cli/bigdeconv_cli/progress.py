@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bigdeconv.engine.schedule import Progress
     from bigdeconv.job import Outline
+    from bigdeconv.pipeline import Summary
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -24,6 +25,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._first: int | None = None
         self._last_line = 0.0
         self._voxels_per_block = 0.0
+        self._warned: set[str] = set()
         self._bar: Any = None
         self._task: Any = None
 
@@ -37,8 +39,15 @@ class Reporter(AbstractContextManager["Reporter"]):
         )
 
     def warned(self, sentence: str) -> None:
-        """Say what the user should know."""
-        self._say(f"warning: {sentence}")
+        """Say what the user should know, once."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            self._say(f"warning: {sentence}")
+
+    def finished(self, summary: Summary) -> None:
+        """Say what came up since the start."""
+        for sentence in summary.warnings:
+            self.warned(sentence)
 
     def connected(self, dashboard: str) -> None:
         """Say where the dashboard is; from here on time counts."""

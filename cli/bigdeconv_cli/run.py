@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
     from bigdeconv.pipeline import Events, Summary
 
-Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", show_default=False)]
-Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", show_default=False)]
+Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", metavar="INPUT", show_default=False)]
+Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", metavar="OUTPUT", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 ConfigFile = Annotated[
     str | None,
@@ -41,14 +41,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Deconvolve an OME-Zarr volume block by block and write multiscale OME-Zarr."""
+    if resume and overwrite:
+        usage_error("--resume, --overwrite: give one of them, not both.", as_json=as_json)
     job = _resolve(input, output, settings, config, as_json=as_json)
     if dry_run:
         _print_plan(job, as_json=as_json)
         return
     from bigdeconv import pipeline
 
-    with reported(as_json=as_json, hint=_resume_hint(output)), Reporter(quiet=as_json) as reporter:
+    with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
         summary = pipeline.run(job, resume=resume, overwrite=overwrite, events=events_of(reporter))
+        reporter.finished(summary)
     _finish(summary, as_json=as_json)
 
 
@@ -74,8 +77,9 @@ def resume(
     """Go on with an interrupted run from its stored plan; what is finished is not computed again."""
     from bigdeconv import pipeline
 
-    with reported(as_json=as_json, hint=_resume_hint(output)), Reporter(quiet=as_json) as reporter:
+    with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
         summary = pipeline.resume(output, scheduler=scheduler, events=events_of(reporter))
+        reporter.finished(summary)
     _finish(summary, as_json=as_json)
 
 
@@ -89,7 +93,11 @@ def _resolve(
     try:
         return resolve({**settings, "input": source, "output": output}, config_file)
     except InvalidInputError as error:
-        message = str(error)
+        usage_error(str(error), as_json=as_json)
+
+
+def usage_error(message: str, *, as_json: bool) -> NoReturn:
+    """Print what is wrong with the arguments and exit."""
     print(
         json.dumps({"error": message, "exit_code": int(Exit.USAGE)}) if as_json else f"bigdeconv: {message}",
         file=_err(as_json),
@@ -117,6 +125,10 @@ def events_of(reporter: Reporter) -> Events:
 
 
 def _resume_hint(output: str) -> str:
+    from bigdeconv.storage.ledger import ledger_path
+
+    if not ledger_path(output).exists():
+        return "Nothing had been written yet."
     return f"What is finished is kept: go on with `bigdeconv resume {output}`."
 
 

@@ -37,7 +37,7 @@ def train(
     from bigdeconv.errors import OutputExistsError
 
     hint = f"Go on from the last checkpoint with `bigdeconv train --config {config} --output {output} --resume`."
-    with reported(hint=hint):
+    with reported(hint=lambda: hint):
         if export is not None and Path(export).exists():
             raise OutputExistsError(f"export: {export!r} exists; give another path.")
         settings = training.load_config(config, steps=steps)

@@ -1,0 +1,106 @@
+"""RL, TV and GARL on a scene: one pass whose iterates are looked at, and the choice of strengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from phantom import VOXEL_ZYX_UM
+
+from bigdeconv import quality
+from bigdeconv.deconvolution import MU_MAX
+from bigdeconv.physics.convolution import Blur
+from bigdeconv.priors.tv import TotalVariation
+from bigdeconv.priors.wcrr import Wcrr
+from bigdeconv.solvers.richardson_lucy import Problem, init, step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from phantom import Scene
+
+    from bigdeconv.priors.weights import WcrrWeights
+
+MARKS = (20, 30, 50)
+"""Iterations that the report shows."""
+TV_STRENGTHS = (0.03, 0.1, 0.3, 1.0)
+GARL_STRENGTHS = (1 / 3, 1.0, 3.0)
+GARL_SIGMAS = (0.5, 1.0, 2.0)
+"""Trials for GARL, as multiples of the model's own strength ``κ/σ²`` and noise level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method with its settings; they are given in units of the intensity scale."""
+
+    name: str
+    strength: float = 0.0
+    """τ times the photons at the intensity scale, so that one number serves all exposures."""
+    sigma: float = 0.0
+    """Noise level of the learned prior."""
+    model: WcrrWeights | None = None
+
+
+def problem(scene: Scene, method: Method) -> Problem:
+    """Return what a method minimises on a scene, in units of the intensity scale."""
+    prior: TotalVariation | Wcrr | None = None
+    if method.name == "TV":
+        prior = TotalVariation(VOXEL_ZYX_UM)
+    elif method.name == "GARL":
+        prior = Wcrr(method.model, sigma=method.sigma, mu_max=MU_MAX)
+    z, y, x = scene.truth.shape
+    return Problem(
+        data=torch.from_numpy(scene.photons) / scene.scale,
+        weights=None,
+        background=scene.background / scene.scale,
+        blur=Blur(torch.from_numpy(scene.kernels), (z, y, x)),
+        prior=prior,
+        tau=method.strength / scene.scale,
+    )
+
+
+@torch.inference_mode()
+def iterates(scene: Scene, method: Method, marks: Iterable[int] = MARKS) -> dict[int, np.ndarray]:
+    """Return the estimates ``z y x`` of one pass after some numbers of iterations."""
+    task = problem(scene, method)
+    state = init(task)
+    found = {}
+    for k in range(1, max(marks) + 1):
+        step(task, state)
+        if k in marks:
+            found[k] = state.x[task.blur.data_slices].numpy().copy()
+    return found
+
+
+def scores(scene: Scene, estimates: dict[int, np.ndarray]) -> dict[int, float]:
+    """Return the regressed SNR of each estimate over the whole volume, in dB."""
+    return {k: quality.rsnr(estimate, scene.truth) for k, estimate in estimates.items()}
+
+
+def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str, float]]]:
+    """Choose the settings of TV or GARL that are best on average over scenes whose truth may be seen.
+
+    TV is judged by its best iteration, GARL by its last: it is meant to be left to converge.
+
+    Returns
+    -------
+    Method, list
+        The method with its settings, and one row per trial.
+    """
+    trials = []
+    for trial in _trials(method):
+        found = [scores(scene, iterates(scene, trial)) for scene in scenes]
+        values = [max(s.values()) if method.model is None else s[MARKS[-1]] for s in found]
+        trials.append((sum(values) / len(values), trial))
+    rows = [{"sigma": t.sigma, "strength": t.strength, "rsnr_db": value} for value, t in trials]
+    return max(trials, key=lambda pair: pair[0])[1], rows
+
+
+def _trials(method: Method) -> list[Method]:
+    if method.model is None:
+        return [replace(method, strength=strength) for strength in TV_STRENGTHS]
+    sigma, strength = method.model.sigma_default, method.model.kappa / method.model.sigma_default**2
+    return [replace(method, sigma=a * sigma, strength=b * strength) for a, b in product(GARL_SIGMAS, GARL_STRENGTHS)]
