@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigdeconv_cli import demo, inspection, model, run, train
+from bigdeconv_cli import demo, inspection, model, run, simulate, train
 
 app = typer.Typer(
     name="bigdeconv",
@@ -23,6 +23,7 @@ app.command("status")(inspection.status)
 app.command("validate")(inspection.validate)
 app.command("train")(train.train)
 app.add_typer(model.app, name="model")
+app.add_typer(simulate.app, name="simulate")
 
 
 def _version(wanted: bool) -> None:

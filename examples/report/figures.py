@@ -84,10 +84,8 @@ def comparison(
     shown
         Iteration to show of each label such as ``RL 20``.
     """
-    volumes = {
-        f"Meas. (view {SHOWN_VIEW + 1})": scene.photons[SHOWN_VIEW],
-        "Confocal": simulation.confocal(scene.photons),
-    }
+    middle = len(scene.photons) // 2  # the 16th of 32 views
+    volumes = {f"Meas. (view {middle})": scene.photons[middle - 1], "Confocal": simulation.confocal(scene.photons)}
     volumes |= {label: estimates[label.split()[0]][k] for label, k in shown.items()}
     volumes["GT"] = scene.truth
     draw(path, volumes, interesting(scene.truth), title)

@@ -11,7 +11,7 @@ from bigdeconv import intensity, psf, simulation
 VOXEL_ZYX_UM = (0.12, 0.04, 0.04)
 TUBES = {"outer_radius_um": (0.02, 0.1), "sigma_um": 0.04}
 TUBES_PER_UM3 = 0.45
-PHOTONS = 60.0
+PHOTONS = 30.0
 """In the brightest voxel of the brightest view; with so many, RL is best near 20 iterations."""
 LOW_PHOTONS = 20.0
 """Of the calibration sample."""
