@@ -25,7 +25,8 @@ from bigdeconv.intensity import Camera, Validity
 from bigdeconv.job import Job, camera
 from bigdeconv.planner import Plan
 from bigdeconv.storage import weights
-from bigdeconv.storage.omezarr import Channel, LevelSpec, OutputSpec, VolumeInfo
+from bigdeconv.storage.omezarr import Channel, VolumeInfo
+from bigdeconv.storage.output import LevelSpec, OutputSpec
 
 if TYPE_CHECKING:
     import numpy as np

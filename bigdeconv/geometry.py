@@ -133,6 +133,11 @@ def triple(values: object) -> Triple:
     return items
 
 
+def zyx_text(values: Triple) -> str:
+    """Return ``z,y,x`` as the command line takes it."""
+    return ",".join(str(v) for v in values)
+
+
 def ceil_div(a: int, b: int) -> int:
     """Divide and round up."""
     return -(-a // b)

@@ -22,7 +22,7 @@ from bigdeconv.geometry import Box
 from bigdeconv.intensity import Camera
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import is_remote, read_box, resolve_location, write_region
-from bigdeconv.storage.omezarr import LevelSpec, OutputSpec
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from bigdeconv.storage.psf_files import read_psf
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def write_volume(
     )
     units = tuple(None if axis == VIEW_AXIS else "micrometer" for axis in axes)
     _refuse_existing(path)
-    omezarr.create_output(
-        Path(path), OutputSpec(axes, units, data.dtype.str, (level,), "0.5", name, (), attributes or {})
-    )
+    create_output(Path(path), OutputSpec(axes, units, data.dtype.str, (level,), "0.5", name, (), attributes or {}))
     try:
         write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)
     except BaseException:

@@ -17,7 +17,8 @@ from bigdeconv import job as jobs
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install
 from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.storage import omezarr, weights
+from bigdeconv.storage import omezarr, validation, weights
+from bigdeconv.storage import output as outputs
 from bigdeconv.storage.arrays import is_remote, sweep_partial
 from bigdeconv.storage.ledger import Ledger, ledger_path
 
@@ -155,7 +156,7 @@ def status(output: str | Path) -> dict[str, Any]:
 
 def validate(output: str | Path, *, deep: bool = False) -> list[str]:
     """Check an OME-Zarr image; return one sentence per problem, none if it is valid."""
-    return omezarr.validate(output, deep=deep)
+    return validation.validate(output, deep=deep)
 
 
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
@@ -258,7 +259,7 @@ def _ensure_output(output: Path, document: Document) -> None:
     if output.exists():
         sweep_partial(output)
     else:
-        omezarr.create_output(output, documents.output_spec(document))
+        outputs.create_output(output, documents.output_spec(document))
 
 
 def _local_output(location: str) -> Path:

@@ -18,33 +18,21 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
+from bigdeconv import seams
 from bigdeconv.errors import BudgetError, InvalidInputError
-from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple
+from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, triple, zyx_text
+from bigdeconv.levels import Level, choose_shard, plan_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK = 64
 """Default edge of an output chunk: halo'd reads of such volumes decode least (see the README's design notes)."""
-MAX_SHARD = 512
 MAX_CORE = 1024
 BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
 PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
-
-_SEAM_HALO = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-_SEAM_ITERATIONS = (5, 10, 20, 50)
-_SEAM_ERROR = (
-    (0.13, 0.16, 0.19, 0.28),
-    (0.029, 0.044, 0.056, 0.088),
-    (0.0057, 0.010, 0.017, 0.032),
-    (0.0009, 0.0023, 0.0058, 0.013),
-    (8e-5, 5e-4, 2.1e-3, 5.0e-3),
-    (1e-6, 3e-5, 2e-4, 1.3e-3),
-    (8e-7, 2e-6, 1.5e-5, 3e-4),
-)
-"""Seam error of accelerated RL against halo (in PSF radii) and iterations, measured with a Gaussian PSF of radius 4 σ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +49,6 @@ class BlockTask:
     """The core and, past its upper faces, the overlap that is blended into the neighbours."""
     read: Box
     """The data window: ``keep`` and the halo, clipped to the volume."""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One level of the output pyramid."""
-
-    factors: Triple
-    """How much coarser than level 0, per axis."""
-    shape: Triple
-    chunk_shape: Triple
-    shard_shape: Triple | None
-    in_task: bool
-    """Whether the task that owns a core writes its part of this level; else a later pass does."""
-
-    @property
-    def write_shape(self) -> Triple:
-        """What one writer must own whole: the shard, or the chunk where there are no shards."""
-        return self.shard_shape or self.chunk_shape
 
 
 @dataclass(frozen=True)
@@ -189,7 +159,7 @@ class Plan:
     def seam_error(self, iterations: int) -> float:
         """Estimate the error next to a seam from a table measured for accelerated RL; 0 where there is no seam."""
         errors = [
-            _tabulated_seam_error(2 * h / max(p - 1, 1), iterations)
+            seams.tabulated_error(2 * h / max(p - 1, 1), iterations)
             for h, p, n in zip(self.halo, self.psf_shape, self.grid.counts, strict=True)
             if n > 1 and p > 1
         ]
@@ -342,7 +312,7 @@ def memory_terms(request: Request, read: Triple, fft: Triple, core: Triple) -> t
 def _require_budget(plan: Plan, request: Request) -> None:
     if plan.peak_bytes_per_worker > request.budget_bytes:
         raise BudgetError(
-            f"memory: a block of {_text(plan.core_shape)} with its halo needs "
+            f"memory: a block of {zyx_text(plan.core_shape)} with its halo needs "
             f"{plan.peak_bytes_per_worker / 2**30:.2f} GiB per worker, allowed are {request.budget_bytes / 2**30:.2f} GiB; "
             "raise --memory, lower --halo, or give a smaller --block-shape."
         )
@@ -361,10 +331,15 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         halo=request.halo or default_halo,
         blend=blend,
         psf_shape=request.psf_shape,
-        levels=_plan_levels(request, roi, core, chunk, counts) if with_levels else (),
+        levels=_levels(request, Grid(roi.shape, core), chunk) if with_levels else (),
         memory=(),
     )
     return replace(plan, memory=memory_terms(request, plan.read_shape, plan.fft_shape, core))
+
+
+def _levels(request: Request, grid: Grid, chunk: Triple) -> tuple[Level, ...]:
+    shard = choose_shard(request.shard_shape, grid, chunk) if request.sharded else None
+    return plan_levels(grid, chunk, shard, request.voxel_zyx_um, request.n_levels)
 
 
 def _choose_blend(request: Request, core: Triple, counts: Triple) -> Triple:
@@ -373,7 +348,7 @@ def _choose_blend(request: Request, core: Triple, counts: Triple) -> Triple:
     for b, c, n in zip(request.blend, core, counts, strict=True):
         if n > 1 and 2 * b > c:
             raise InvalidInputError(
-                f"blend: got {_text(request.blend)} for cores of {_text(core)}; twice the blend must fit in a core, "
+                f"blend: got {zyx_text(request.blend)} for cores of {zyx_text(core)}; twice the blend must fit in a core, "
                 "lower --blend or raise --block-shape."
             )
     return triple(b if n > 1 else 0 for b, n in zip(request.blend, counts, strict=True))
@@ -400,7 +375,7 @@ def _fit_core(block: Triple, chunk: Triple, roi: Box) -> Triple:
     for b, c, n in zip(block, chunk, roi.shape, strict=True):
         if b < 1 or (b < n and b % c):
             raise InvalidInputError(
-                f"block-shape: got {_text(block)} with chunks of {_text(chunk)}; each extent must be a positive multiple of "
+                f"block-shape: got {zyx_text(block)} with chunks of {zyx_text(chunk)}; each extent must be a multiple of "
                 "the chunk, or at least the volume's extent: change --block-shape or --chunks."
             )
     return triple(min(b, n) for b, n in zip(block, roi.shape, strict=True))
@@ -432,94 +407,3 @@ def _makespan(plan: Plan, n_workers: int) -> float:
     fft = math.prod(plan.fft_shape)
     rounds = ceil_div(plan.n_blocks, n_workers) / (plan.n_blocks / n_workers)
     return plan.compute_amplification * rounds * math.log2(max(fft, 2))
-
-
-def _plan_levels(request: Request, roi: Box, core: Triple, chunk: Triple, counts: Triple) -> tuple[Level, ...]:
-    shard = _choose_shard(request, roi, core, chunk, counts) if request.sharded else None
-    levels = [Level((1, 1, 1), roi.shape, chunk, shard, in_task=True)]
-    while request.n_levels is None or len(levels) < request.n_levels:
-        step = _next_step(levels[-1], request.voxel_zyx_um, chunk, only_if_large=request.n_levels is None)
-        if step == (1, 1, 1):
-            break
-        levels.append(_coarser(levels[-1], step, core, counts, sharded=request.sharded))
-    return tuple(levels)
-
-
-def _next_step(level: Level, voxel_zyx_um: tuple[float, ...], chunk: Triple, *, only_if_large: bool) -> Triple:
-    """Return the factors to the next level: halve the axes that are not yet much coarser than the finest one."""
-    if only_if_large and all(n <= c for n, c in zip(level.shape, chunk, strict=True)):
-        return (1, 1, 1)
-    voxels = [v * f for v, f in zip(voxel_zyx_um, level.factors, strict=True)]
-    halving = [n > 1 for n in level.shape]
-    finest = min((v for v, h in zip(voxels, halving, strict=True) if h), default=0.0)
-    return triple(2 if h and v < 2 * finest * 0.999 else 1 for h, v in zip(halving, voxels, strict=True))
-
-
-def _coarser(fine: Level, step: Triple, core: Triple, counts: Triple, *, sharded: bool) -> Level:
-    factors = triple(f * s for f, s in zip(fine.factors, step, strict=True))
-    shape = triple(ceil_div(n, s) for n, s in zip(fine.shape, step, strict=True))
-    chunk = triple(min(c, n) for c, n in zip(fine.chunk_shape, shape, strict=True))
-    # A core's part of this level is whole shards if the shard shrinks with the level and stays a multiple of the chunk;
-    # an axis with one core has nobody to share a shard with.
-    shards: list[int] = []
-    in_task = fine.in_task
-    for a in range(3):
-        part, odd = divmod(fine.write_shape[a], step[a])
-        if counts[a] == 1:
-            shards.append(round_up(min(shape[a], MAX_SHARD), chunk[a]))
-        elif not odd and part % chunk[a] == 0 and core[a] % factors[a] == 0:
-            shards.append(part)
-        else:
-            in_task = False
-    if not in_task:
-        shards = [min(round_up(n, c), round_up(MAX_SHARD // 2, c)) for n, c in zip(shape, chunk, strict=True)]
-    if not sharded:
-        aligned = all(n == 1 or (c // f) % k == 0 for n, c, f, k in zip(counts, core, factors, chunk, strict=True))
-        in_task = (
-            fine.in_task
-            and aligned
-            and all(c % f == 0 or n == 1 for c, f, n in zip(core, factors, counts, strict=True))
-        )
-        return Level(factors, shape, chunk, None, in_task)
-    return Level(factors, shape, chunk, triple(shards), in_task)
-
-
-def _choose_shard(request: Request, roi: Box, core: Triple, chunk: Triple, counts: Triple) -> Triple:
-    """Return shards that a core holds a whole number of: as large as they may be."""
-    if request.shard_shape is not None:
-        # A shard that spans the region ends with its last chunk.
-        shards = triple(
-            s if s <= n else round_up(n, k) for s, n, k in zip(request.shard_shape, roi.shape, chunk, strict=True)
-        )
-        for s, c, k, n in zip(shards, core, chunk, counts, strict=True):
-            if s % k or (n > 1 and c % s):
-                raise InvalidInputError(
-                    f"shards: got {_text(request.shard_shape)} for cores of {_text(core)} and chunks of {_text(chunk)}; "
-                    "a shard must be a multiple of the chunk and a core a multiple of the shard."
-                )
-        return shards
-    return triple(_shard_edge(c, k) for c, k in zip(core, chunk, strict=True))
-
-
-def _shard_edge(core: int, chunk: int) -> int:
-    whole = round_up(core, chunk) // chunk
-    most = max(MAX_SHARD // chunk, 1)
-    return chunk * max(d for d in range(1, whole + 1) if whole % d == 0 and (d <= most or d == 1))
-
-
-def _tabulated_seam_error(halo_in_radii: float, iterations: int) -> float:
-    """Interpolate the table: logarithms, linear in the halo and in the logarithm of the iterations."""
-    h = min(max(halo_in_radii, _SEAM_HALO[0]), _SEAM_HALO[-1])
-    k = min(max(math.log(max(iterations, 1)), math.log(_SEAM_ITERATIONS[0])), math.log(_SEAM_ITERATIONS[-1]))
-    i = max(j for j in range(len(_SEAM_HALO) - 1) if _SEAM_HALO[j] <= h)
-    logs = [math.log(n) for n in _SEAM_ITERATIONS]
-    j = max(m for m in range(len(logs) - 1) if logs[m] <= k)
-    u = (h - _SEAM_HALO[i]) / (_SEAM_HALO[i + 1] - _SEAM_HALO[i])
-    v = (k - logs[j]) / (logs[j + 1] - logs[j])
-    table = [[math.log(e) for e in row[j : j + 2]] for row in _SEAM_ERROR[i : i + 2]]
-    low, high = ((1 - v) * row[0] + v * row[1] for row in table)
-    return math.exp((1 - u) * low + u * high)
-
-
-def _text(values: Triple) -> str:
-    return ",".join(str(v) for v in values)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from bigdeconv import psf
 from bigdeconv.storage.arrays import read_region, write_region
 from bigdeconv.storage.ledger import ledger_path
-from bigdeconv.storage.omezarr import LevelSpec, OutputSpec, create_output
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 
 ROOT = Path(__file__).parents[1]
 VOXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}

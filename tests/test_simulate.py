@@ -9,7 +9,7 @@ import zarr
 
 from bigdeconv import phantoms, psf, simulation
 from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.storage import omezarr
+from bigdeconv.storage import omezarr, output, validation
 from tests import make
 from tests.make import bigdeconv, pixels
 
@@ -44,7 +44,7 @@ def test_tubes_are_what_the_functions_give(truth):
     assert pixels(truth).tobytes() == expected.tobytes()
     volume = omezarr.describe(truth)
     assert (volume.axes, volume.voxel_zyx_um, volume.units) == (tuple("zyx"), VOXEL_UM, ("micrometer",) * 3)
-    assert omezarr.validate(truth, deep=True) == []
+    assert validation.validate(truth, deep=True) == []
 
 
 def test_the_calibration_sample_is_what_the_function_gives(tmp_path):
@@ -98,7 +98,7 @@ def test_an_acquisition_is_what_the_function_gives(truth, tmp_path, kernel):
     )
     np.testing.assert_array_equal(pixels(path), expected)
     assert omezarr.describe(path).voxel_zyx_um == VOXEL_UM
-    assert omezarr.validate(path, deep=True) == []
+    assert validation.validate(path, deep=True) == []
     made_of = zarr.open_group(path, mode="r").attrs["bigdeconv"]["simulation"]
     assert (made_of["kind"], made_of["photons"], made_of["camera"]["gain"]) == ("acquisition", 80, 0.5)
 
@@ -113,7 +113,7 @@ def test_views_lie_along_the_axis_v_and_a_run_can_be_planned(truth, tmp_path):
     volume = omezarr.describe(path)
     assert volume.axes == ("v", "z", "y", "x")
     assert volume.chunk_shape[0] == 1
-    assert omezarr.validate(path, deep=True) == []
+    assert validation.validate(path, deep=True) == []
     plan = bigdeconv("plan", path, "--psf", file, "--views-axis", "v", "--method", "rl", "--device", "cpu", "--json")
     assert plan.exit_code == 0, plan.stdout
     assert json.loads(plan.stdout)["views"] == 5
@@ -162,9 +162,9 @@ def test_saturation_is_counted(truth, tmp_path, kernel):
 def test_position_and_other_units_are_carried_over(tmp_path, kernel):
     data = np.zeros((4, 20, 20), np.float32)
     data[2, 10, 10] = 1
-    level = omezarr.LevelSpec(data.shape, data.shape, None, (300.0, 100.0, 100.0), (600.0, 0.0, 50.0))
-    spec = omezarr.OutputSpec(tuple("zyx"), ("nanometer",) * 3, data.dtype.str, (level,), "0.4", "nm", (), {})
-    omezarr.create_output(tmp_path / "truth.zarr", spec)
+    level = output.LevelSpec(data.shape, data.shape, None, (300.0, 100.0, 100.0), (600.0, 0.0, 50.0))
+    spec = output.OutputSpec(tuple("zyx"), ("nanometer",) * 3, data.dtype.str, (level,), "0.4", "nm", (), {})
+    output.create_output(tmp_path / "truth.zarr", spec)
     phantoms.write_region(tmp_path / "truth.zarr", "0", (slice(None),) * 3, data)
     result = bigdeconv("simulate", "acquire", tmp_path / "truth.zarr", tmp_path / "a.zarr", "--psf", kernel[1])
     assert result.exit_code == 0, result.stderr

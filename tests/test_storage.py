@@ -19,15 +19,9 @@ from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.geometry import Box
 from bigdeconv.storage import arrays
 from bigdeconv.storage.arrays import read_box, read_region, sweep_partial, write_region
-from bigdeconv.storage.omezarr import (
-    Channel,
-    LevelSpec,
-    OutputSpec,
-    create_output,
-    describe,
-    set_attributes,
-    validate,
-)
+from bigdeconv.storage.omezarr import Channel, describe
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
+from bigdeconv.storage.validation import validate
 
 LAYOUTS = {"0.5-sharded": ("0.5", True), "0.5": ("0.5", False), "0.4": ("0.4", False)}
 EXTENT = {"t": 2, "c": 3, "v": 4, "z": 11, "y": 13, "x": 10}
@@ -853,20 +847,11 @@ def test_numpy_integers_are_as_good_as_any(tmp_path):
     assert validate(tmp_path / "deep/er/out.zarr") == []
 
 
-def test_attributes_are_replaced_and_nothing_else(tmp_path, layout):
-    path = tmp_path / "out.zarr"
-    written = make(path, "zyx", layout)
-    before = describe(path)
-    assert zarr.open_group(path, mode="r").attrs["bigdeconv"] == {"iterations": 50}
-    set_attributes(path, {"state": "done", "nested": {"tau": 0.1}})
-    assert zarr.open_group(path, mode="r").attrs["bigdeconv"] == {"state": "done", "nested": {"tau": 0.1}}
-    assert describe(path) == before
-    assert validate(path) == []
-    np.testing.assert_array_equal(read_region(path, "0", (slice(None),) * 3), written[0])
+def test_attributes_are_stored_and_must_be_json(tmp_path, layout):
+    make(tmp_path / "out.zarr", "zyx", layout)
+    assert zarr.open_group(tmp_path / "out.zarr", mode="r").attrs["bigdeconv"] == {"iterations": 50}
     with pytest.raises(InvalidInputError, match="plain JSON"):
-        set_attributes(path, {"path": tmp_path})
-    with pytest.raises(StoreError, match="there is no such folder"):
-        set_attributes(tmp_path / "no.zarr", {})
+        create_output(tmp_path / "new.zarr", make_spec("zyx", layout, attributes={"path": tmp_path}))
 
 
 def test_sweeping_removes_what_killed_writers_left(tmp_path):

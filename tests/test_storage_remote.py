@@ -18,7 +18,9 @@ import pytest
 from bigdeconv.errors import StoreError
 from bigdeconv.geometry import Box
 from bigdeconv.storage.arrays import read_box, read_region, write_region
-from bigdeconv.storage.omezarr import Channel, LevelSpec, OutputSpec, create_output, describe, validate
+from bigdeconv.storage.omezarr import Channel, describe
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
+from bigdeconv.storage.validation import validate
 
 pytest.importorskip("obstore")
 
