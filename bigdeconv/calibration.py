@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REGION = 64
 """Edge of a sample region in voxels."""
+SAMPLED_VOXELS = 1e8
+"""Most voxels that are sampled of a channel, all views and regions together."""
 HEADROOM = 4.0
 """How much brighter than the brightest calibrated voxel the stored integers can become."""
 UINT16_MAX = 65535
@@ -61,7 +63,9 @@ class Sampling:
     def regions(self) -> Iterator[tuple[int, Box]]:
         """Yield up to 27 regions spread over the volume, and over up to three time points."""
         shape = self.info.zyx_shape
-        edge = triple(min(REGION, n) for n in shape)
+        n_regions = 27 * min(len(self.timepoints), 3) * len(self.kernels)
+        widest = min(REGION, int((SAMPLED_VOXELS / n_regions) ** (1 / 3)))
+        edge = triple(min(widest, n) for n in shape)
         starts = [sorted({round((n - e) * f) for f in (0.0, 0.5, 1.0)}) for n, e in zip(shape, edge, strict=True)]
         times = sorted({self.timepoints[round((len(self.timepoints) - 1) * f)] for f in (0.0, 0.5, 1.0)})
         for timepoint, *start in product(times, *starts):
@@ -136,7 +140,7 @@ def calibrate(
     if scale <= 0:
         scale = 1.0
         warnings.append("The volume looks constant or empty: nothing rises above the background.")
-    warnings += _negative_warning(counts, camera)
+    warnings += _negative_warning(flat, masks, camera)
     validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
     if auto_tau:
@@ -158,7 +162,7 @@ def prepare_views(
     for v, view in enumerate(counts):
         not_finite, fill, hot = intensity.data_mask(view, photons[v], validity)
         invalid = not_finite | fill | hot
-        below = (view < camera.offset) & ~not_finite
+        below = (view < camera.offset) & ~invalid
         total += VoxelCounts(below[owned].size, *(int(mask[owned].sum()) for mask in (not_finite, fill, hot, below)))
         if invalid.any():
             weights = np.ones(counts.shape, np.float32) if weights is None else weights
@@ -171,14 +175,12 @@ def _is_datum(counts: np.ndarray, photons: np.ndarray, validity: Validity) -> np
     return np.asarray(~(not_finite | fill | hot))
 
 
-def _negative_warning(counts: list[np.ndarray], camera: Camera) -> list[str]:
+def _negative_warning(counts: list[np.ndarray], masks: list[np.ndarray], camera: Camera) -> list[str]:
     total = sum(c.size for c in counts)
-    below = sum(int(np.count_nonzero((c < camera.offset) & np.isfinite(c))) for c in counts)
+    below = sum(int(np.count_nonzero((c < camera.offset) & m)) for c, m in zip(counts, masks, strict=True))
     if below <= 0.01 * total:
         return []
-    return [
-        f"{100 * below / total:.1f} % of the sampled voxels lie below the camera offset and count as 0; check --camera-offset."
-    ]
+    return [f"{100 * below / total:.1f} % of the sampled voxels lie below the camera offset; check --camera-offset."]
 
 
 def _saturation(info: VolumeInfo, camera: Camera) -> float:

@@ -126,7 +126,7 @@ class JobConfig(BaseModel):
     update: Literal["convergent", "reference"] = _option(
         "convergent",
         "Method",
-        "Update rule: one that can only lower the objective, or the report's.",
+        "Update rule: one whose steps cannot raise the objective but for the momentum, or the report's.",
         "convergent|reference",
     )
     tau: NonNegative | Auto = _option(

@@ -28,8 +28,11 @@ DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
 KAPPA_TV = 0.03
 """Strength of TV behind ``--tau auto``: ``τ = κ/N`` for N photons at the intensity scale."""
 
-MU_MAX = 10.0
-"""Cap on μ for the convergent update, whose steps shorten as μ grows; the reference update keeps the model's own."""
+MU_MAX = 3.0
+"""Cap on μ for the convergent update, whose steps shorten as μ grows; the reference update keeps the model's own.
+
+On simulated tubes at 10 and 100 photons, 50 iterations reach 0.1 to 0.4 dB more with 3 than with 10.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -130,7 +131,7 @@ def make_recipe(document: Document, ledger: Ledger, output: Path, *, threads: in
     """Make what the workers need from a ledger alone; ``output`` is where it lies now."""
     arrays = ledger.arrays()
     return Recipe(
-        digest=document.digest,
+        token=uuid4().hex[:12],
         volume=document.volume,
         view_axis=document.config.views_axis,
         camera=document.camera,
@@ -227,7 +228,7 @@ def _channels(document: Document) -> tuple[Channel, ...]:
 
 def _attributes(document: Document) -> dict[str, Any]:
     """Return what the output says about its making; nothing in it depends on when or where it was made."""
-    hidden = {"output", "workers", "scheduler", "memory"}
+    hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory"}
     channels = {
         str(c): {
             # JSON has no infinity: what has no saturation says nothing of it.

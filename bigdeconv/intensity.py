@@ -1,7 +1,7 @@
 """From counts to photons, and from photons to the numbers that all blocks share: which voxels are data, background, scale.
 
 Every rule here looks at one voxel and its neighbours and at numbers decided once for the whole volume, so that two blocks that
-share a voxel judge it alike.
+share a voxel judge it alike (but for the outermost voxels of a halo, whose neighbours are not read).
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ def detect_fill(samples: Sequence[np.ndarray], fill_value: float) -> float | Non
     if others.size == 0 or others.size == values.size:
         return None
     darkest, brightest = np.percentile(others, [0.1, SCALE_PERCENTILE])
+    others = others[:: max(others.size // 1_000_000, 1)]
     # The smallest step between two stored values is what one photon, or one bit, counts there.
     steps = np.diff(np.unique(others.astype(np.float64)))
     least = 4.0 if values.dtype.kind in "iu" else 0.0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 
 from bigdeconv import calibration, models, psf
-from bigdeconv.deconvolution import DEFAULT_ITERATIONS, Settings, cuda_device_count, device_memory_bytes
+from bigdeconv.deconvolution import DEFAULT_ITERATIONS, MU_MAX, Settings, cuda_device_count, device_memory_bytes
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.intensity import Camera
@@ -95,17 +96,29 @@ def inspect(config: JobConfig) -> Outline:
     """
     volume = omezarr.describe(config.input, level=config.level, voxel_zyx_um=_triple_or_none(config.voxel_um))
     view_axis = config.views_axis
+    if view_axis in {"z", "y", "x"}:
+        raise InvalidInputError(
+            f"views-axis: got {view_axis!r}, an axis of space; give the axis along which the views lie."
+        )
     if view_axis is not None and volume.axis_index(view_axis) is None:
         raise InvalidInputError(f"views-axis: the volume has no axis {view_axis!r}; it has {', '.join(volume.axes)}.")
     _check_axes(volume, view_axis)
-    timepoints = _select("timepoints", config.timepoints, volume.n_timepoints)
+    timepoints = (0,) if view_axis == "t" else _select("timepoints", config.timepoints, volume.n_timepoints)
     channels = (0,) if view_axis == "c" else _select("channels", config.channels, volume.n_channels)
     n_views = volume.extent(view_axis) if view_axis else 1
     kernels, warnings = _read_psfs(config, volume, channels, n_views)
     model = models.resolve(config.model) if config.method == "garl" else None
     if model is not None and model.card.get("name") == "standin":
         warnings.append(
-            "The learned prior is the hand-set stand-in, not trained weights; give --model FILE for a trained one."
+            "The learned prior is the hand-set stand-in, not trained weights; leave --model out for the trained one."
+        )
+    if model is not None and config.update == "convergent" and model.log_mu > math.log(10 * MU_MAX):
+        warnings.append(
+            f"The model's μ of {math.exp(model.log_mu):.0f} is capped at {MU_MAX:.0f}; --update reference keeps it, and chatters."
+        )
+    if config.keep_bits is not None and _output_dtype(config, volume) != "float32":
+        raise InvalidInputError(
+            "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
     workers, threads, cuda = _local_workers(config)
     request = Request(
@@ -247,6 +260,7 @@ def _read_psfs(
     if not config.psf:
         raise InvalidInputError("psf: is missing; give --psf FILE (TIFF or npy), one voxel of value 1 for none.")
     entries = [_parse_psf(entry) for entry in config.psf]
+    _refuse_unused(entries, channels, n_views)
     prepared: dict[tuple[str, ...], psf.PreparedPSF] = {}
     kernels: dict[int, np.ndarray] = {}
     warnings: list[str] = []
@@ -257,6 +271,24 @@ def _read_psfs(
             warnings += prepared[files].notes
         kernels[channel] = prepared[files].kernels
     return kernels, warnings
+
+
+def _refuse_unused(entries: list[tuple[int | None, int | None, str]], channels: tuple[int, ...], n_views: int) -> None:
+    for channel, view, file in entries:
+        if (channel is not None and channel not in channels) or (view is not None and view >= n_views):
+            raise InvalidInputError(
+                f"psf: {file!r} is for {_place(channel, view)}, which the job does not have; drop it."
+            )
+    places = [(channel, view) for channel, view, _ in entries]
+    if len(set(places)) < len(places):
+        raise InvalidInputError(
+            "psf: two files are given for the same channel and view; give one, or say C0=FILE, V0=FILE."
+        )
+
+
+def _place(channel: int | None, view: int | None) -> str:
+    named = (("channel", channel), ("view", view))
+    return ", ".join(f"{name} {number}" for name, number in named if number is not None)
 
 
 def _parse_psf(entry: str) -> tuple[int | None, int | None, str]:
@@ -342,7 +374,7 @@ def _local_workers(config: JobConfig) -> tuple[int, int, bool]:
     if config.device == "cuda" and gpus == 0 and config.scheduler is None:
         raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
     if gpus:
-        count = config.workers or gpus
+        count = min(config.workers or gpus, gpus)
         return count, max(cores // count, 1), True
     memory = LEAST_WORKER_BYTES if config.memory == "auto" else config.memory
     count = config.workers or max(min(cores, int(MEMORY_SHARE * _machine_bytes() // memory)), 1)

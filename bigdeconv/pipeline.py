@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
-from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install
+from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, uninstall
 from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.storage import omezarr, validation, weights
+from bigdeconv.storage import omezarr, validation
 from bigdeconv.storage import output as outputs
 from bigdeconv.storage.arrays import is_remote, sweep_partial
 from bigdeconv.storage.ledger import Ledger, ledger_path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from bigdeconv.config import JobConfig
     from bigdeconv.document import Document
+    from bigdeconv.engine.recipe import Recipe
     from bigdeconv.job import Job, Outline
 
 
@@ -59,8 +61,8 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether every block and level is written."""
-        return self.blocks_done == self.blocks_total
+        """Whether every block and level is written and nothing is wrong with them."""
+        return self.blocks_done == self.blocks_total and not self.errors
 
 
 def plan(config: JobConfig) -> Outline:
@@ -162,19 +164,22 @@ def validate(output: str | Path, *, deep: bool = False) -> list[str]:
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     """Do what the ledger says is left to do; nothing is started if nothing is left."""
     ledger = Ledger.open(output)
-    if ledger.is_being_written():
-        raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
+    _require_idle(output)
     document = documents.load(ledger)
-    records = list(ledger.records())
-    if not output.exists() and any("block" in r for r in records):
+    tally = _Tally()
+    complete = False
+    for record in ledger.records():
+        tally.add(record)
+        complete |= bool(record.get("complete"))
+    if not output.exists() and tally.blocks:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
-    if any(r.get("complete") for r in records):
-        blocks = [r for r in records if "block" in r]
-        progress = Progress(document.plan.n_blocks, len(blocks), sum(bool(r.get("skipped")) for r in blocks))
-        return _summarise(output, progress, blocks, document.warnings, 0.0)
-    _require_same_input(document)
+    if complete:
+        return _summarise(
+            output, Progress(document.plan.n_blocks, tally.blocks, tally.skipped), tally, document.warnings
+        )
+    _require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
         return _execute(output, events, connection)
 
@@ -186,27 +191,27 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
     with ledger.writing():
         document = documents.load(ledger)
         _ensure_output(output, document)
-        records = [r for r in ledger.records() if "block" in r]
-        levels_done = {r["level"] for r in ledger.records() if "level" in r}
         threads = document.threads if connection.is_local else None
         recipe = documents.make_recipe(document, ledger, output, threads=threads)
+        tally = _Tally()
+        for record in ledger.records():
+            tally.add(record)
 
         def on_finished(record: dict[str, Any], progress: Progress) -> None:
             ledger.append(record)
-            records.append(record)
+            tally.add(record)
             events.progressed(progress)
 
         install(connection.client, recipe)
         events.connected(connection.dashboard)
         events.phase("blocks")
-        progress = run_blocks(connection, recipe, list(records), on_finished)
-        summary = _summarise(output, progress, records, document.warnings, 0.0)
+        finished = (r for r in ledger.records() if "block" in r)
+        progress = run_blocks(connection, recipe, finished, on_finished)
+        if progress.blocks_finished == progress.blocks_total:
+            progress.errors += _finish_levels(connection, recipe, ledger, tally, events)
+        uninstall(connection.client, recipe)
+        summary = _summarise(output, progress, tally, document.warnings)
         if summary.complete:
-            for n, level in enumerate(recipe.plan.levels):
-                if not level.in_task and n not in levels_done:
-                    events.phase(f"level {n}")
-                    run_pyramid(connection, recipe, n)
-                    ledger.append({"level": n})
             ledger.drop_scratch()
             summary.errors += validate(output)
         summary.seconds = round(time.monotonic() - started, 2)
@@ -214,44 +219,68 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
     return summary
 
 
+def _finish_levels(connection: Connection, recipe: Recipe, ledger: Ledger, tally: _Tally, events: Events) -> list[str]:
+    """Make the levels that no core determines alone, each from the one before; return what failed."""
+    for n, level in enumerate(recipe.plan.levels):
+        if level.in_task or n in tally.levels:
+            continue
+        events.phase(f"level {n}")
+        if errors := run_pyramid(connection, recipe, n):
+            return errors
+        ledger.append({"level": n})
+    return []
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the journal adds up to: its size does not grow with the number of blocks."""
+
+    blocks: int = 0
+    skipped: int = 0
+    levels: set[int] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any]) -> None:
+        if "level" in record:
+            self.levels.add(record["level"])
+        if "block" not in record:
+            return
+        self.blocks += 1
+        self.skipped += bool(record.get("skipped"))
+        for name in ("voxels", "not_finite", "fill", "hot", "negative", "clipped"):
+            self.counts[name] = self.counts.get(name, 0) + record.get(name, 0)
+
+
 def _workers_of(document: Document) -> LocalWorkers:
     return LocalWorkers(document.workers, document.threads, document.cuda)
 
 
-def _summarise(
-    output: Path, progress: Progress, records: list[dict[str, Any]], warnings: Iterable[str], seconds: float
-) -> Summary:
-    names = ("not_finite", "fill", "hot", "negative", "clipped")
-    counts = {name: sum(r.get(name, 0) for r in records) for name in names}
-    voxels = sum(r.get("voxels", 0) for r in records)
+def _summarise(output: Path, progress: Progress, tally: _Tally, warnings: Iterable[str]) -> Summary:
     warnings = list(warnings)
-    if counts["clipped"]:
+    counts = {name: n for name, n in tally.counts.items() if n and name != "voxels"}
+    if counts.get("clipped"):
         warnings.append(
             f"{counts['clipped']} voxels were brighter than uint16 holds and are clipped; lower --output-scale."
         )
-    if voxels and counts["negative"] > 0.01 * voxels and not any("camera offset" in w for w in warnings):
-        warnings.append(
-            f"{100 * counts['negative'] / voxels:.1f} % of the voxels read lie below the camera offset and count as 0."
-        )
+    share = counts.get("negative", 0) / max(tally.counts.get("voxels", 0), 1)
+    if share > 0.01 and not any("camera offset" in w for w in warnings):
+        warnings.append(f"{100 * share:.1f} % of the voxels lie below the camera offset; check --camera-offset.")
     return Summary(
         output=str(output),
         blocks_total=progress.blocks_total,
         blocks_done=progress.blocks_finished,
         blocks_skipped=progress.blocks_skipped,
         blocks_failed=progress.blocks_failed,
-        seconds=round(seconds, 2),
+        seconds=0.0,
         warnings=warnings,
         errors=list(progress.errors),
-        counts={k: v for k, v in counts.items() if v},
+        counts=counts,
     )
 
 
 def _start_ledger(output: Path, job: Job, document: Document) -> None:
-    model = job.outline.model
     output.parent.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger.create(output, documents.dump(document), documents.arrays_of(job))
-    if model is not None:
-        weights.save(ledger.model_path, model)
+    Ledger.create(output, documents.dump(document), documents.arrays_of(job), job.outline.model)
 
 
 def _ensure_output(output: Path, document: Document) -> None:
@@ -302,15 +331,21 @@ def _require_replaceable(output: Path, source: str) -> None:
         raise OutputExistsError(
             f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."
         )
+    _require_idle(output)
+
+
+def _require_idle(output: Path) -> None:
     if ledger_path(output).exists() and Ledger(output).is_being_written():
         raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
 
 
 def _remove(output: Path) -> None:
-    if output.exists():
-        shutil.rmtree(output)
-    if ledger_path(output).exists():
-        Ledger(output).remove()
+    """Remove an output and its ledger; stopped half-way, neither is left under its name."""
+    _require_idle(output)
+    found = [path for path in (ledger_path(output), output) if path.exists()]
+    doomed = [path.rename(path.with_name(f".{path.name}.{uuid4().hex[:12]}.removed")) for path in found]
+    for path in doomed:
+        shutil.rmtree(path)
 
 
 def _require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -325,7 +360,12 @@ def _require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
     )
 
 
-def _require_same_input(document: Document) -> None:
+def _require_same_numbers(document: Document) -> None:
+    """Refuse to go on where the numbers would change midway: another version's arithmetic, another input."""
+    if document.identity["numerics"] != documents.NUMERICS_VERSION:
+        raise StoreError(
+            "output: the run was planned by a version that computes other numbers; start anew with --overwrite."
+        )
     volume = document.volume
     voxel = volume.voxel_zyx_um if document.config.voxel_um else None
     current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)

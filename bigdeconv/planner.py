@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK = 64
-"""Default edge of an output chunk: halo'd reads of such volumes decode least (see the README's design notes)."""
+"""Default edge of an output chunk: halo'd reads of such volumes decode least."""
 MAX_CORE = 1024
 BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
@@ -250,7 +250,6 @@ class Request:
     has_prior: bool = False
     budget_bytes: int = 8 * 2**30
     n_workers: int = 1
-    on_gpu: bool = False
     block_shape: Triple | None = None
     halo: Triple | None = None
     blend: Triple | None = None

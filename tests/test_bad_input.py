@@ -191,7 +191,7 @@ def wider_psf(folder):
 
 
 def psf_of_another_channel(folder):
-    return {"psf": f"C1={psf_tiff(folder / 'one.tif')}"}, ("psf", "channel 0 has none", "C0=FILE")
+    return {"psf": f"C1={psf_tiff(folder / 'one.tif')}"}, ("psf", "for channel 1,", "the job does not have")
 
 
 def block_off_the_chunks(folder):
@@ -226,7 +226,11 @@ def no_memory_for_the_block(folder):
 
 
 def no_such_model(folder):
-    return {"flags": ("--model", "tubes9000", "--method", "garl")}, ("model", "'tubes9000'", "shipped: standin")
+    return {"flags": ("--model", "tubes9000", "--method", "garl")}, (
+        "model",
+        "'tubes9000'",
+        "shipped: compact, standin",
+    )
 
 
 def text_for_a_model(folder):
@@ -534,7 +538,7 @@ def test_negative_pixels_count_as_zero_and_many_are_warned_of(share, warned, run
     said = [w for w in summary["warnings"] if "below the camera offset" in w]
     assert len(said) == warned  # once
     if warned:
-        assert re.search(r"5\.0 % of .* voxels .* count as 0", said[0])
+        assert re.search(r"5\.0 % of .* voxels lie below the camera offset; check --camera-offset", said[0])
         assert "--camera-offset" in said[0]
         assert result.stderr.count("below the camera offset") == 1
         assert any("camera offset" in w for w in plan_of(output)["warnings"])

@@ -306,10 +306,12 @@ def test_plan_as_text_says_blocks_memory_and_cost(source):
     assert re.search(r"MiB +FFT work", text)
 
 
-def test_plan_of_garl_says_that_the_model_is_a_stand_in(source):
-    result = bigdeconv("plan", source[0], "--psf", source[1], "--json")
+def test_plan_says_when_the_model_is_a_stand_in(source):
+    job = ("plan", source[0], "--psf", source[1])
+    result = bigdeconv(*job, "--model", "standin", "--json")
     assert any("stand-in" in w and "--model" in w for w in json.loads(result.stdout)["warnings"])
-    assert "warning: The learned prior" in bigdeconv("plan", source[0], "--psf", source[1]).stdout
+    assert "warning: The learned prior" in bigdeconv(*job, "--model", "standin").stdout
+    assert json.loads(bigdeconv(*job, "--json").stdout)["warnings"] == []
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(source, tmp_path, no_cluster):
@@ -692,8 +694,8 @@ def test_a_second_driver_is_refused_while_the_first_lives(source, finished, tmp_
 def test_model_show_describes_what_is_shipped():
     result = bigdeconv("model", "show")
     assert result.exit_code == 0
-    assert re.search(r"^name +standin$", result.stdout, re.MULTILINE)
-    assert "channels     1 → 13" in result.stdout
+    assert re.search(r"^name +compact$", result.stdout, re.MULTILINE)
+    assert "channels     1 → 4 → 8 → 16" in result.stdout
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published model is not at hand")

@@ -70,7 +70,7 @@ def test_the_first_real_job(tmp_path, cluster_address, monkeypatch):
         result = make.bigdeconv(*shared, iterations=3, scheduler=cluster_address)
         assert result.exit_code == 0, (arguments, result.stdout, result.stderr)
         seen.add(arguments[0])
-    assert seen >= {"plan", "run", "status", "validate", "resume"}
+    assert seen >= {"plan", "run", "status", "validate", "resume", "simulate"}
 
 
 def test_the_python_example(capsys):
@@ -89,7 +89,7 @@ def test_options_named_in_the_text_exist():
             check=True,
             env={"PYTHONPATH": str(make.ROOT), "COLUMNS": "200"},
         ).stdout
-        for command in (["run"], ["demo"])
+        for command in (["run"], ["validate"], ["simulate", "tubes"], ["simulate", "acquire"])
     )  # fmt: skip
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named

@@ -196,7 +196,9 @@ class TestResolve:
         assert models.resolve(MODEL) is MODEL
 
     def test_neither(self, tmp_path):
-        with pytest.raises(InvalidInputError, match=r"^model: 'tubes' is neither a file nor a shipped .*: standin"):
+        with pytest.raises(
+            InvalidInputError, match=r"^model: 'tubes' is neither a file nor a shipped .*: compact, standin"
+        ):
             models.resolve("tubes")
         with pytest.raises(InvalidInputError, match=r"^model: there is no file"):
             models.resolve(tmp_path)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdeconv import blending, deconvolution
+from bigdeconv import blending
 from bigdeconv.calibration import prepare_views
+from bigdeconv.deconvolution import make_blur, make_prior, restore
 from bigdeconv.errors import BigdeconvError
 from bigdeconv.geometry import Box, Triple, triple
 from bigdeconv.pyramid import downsample
@@ -21,6 +22,8 @@ from bigdeconv.storage import ledger
 from bigdeconv.storage.arrays import read_box, read_region, write_region
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.physics.convolution import Blur
     from bigdeconv.planner import BlockTask
@@ -62,7 +65,7 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
         _leave_empty_rims(recipe, task)
         return Solved(None, stats | {"skipped": True})
     blur, prior = _tools(recipe, task.channel, task.read.shape)
-    estimate = deconvolution.restore(photons, weights, blur, prior, channel.settings)
+    estimate = restore(photons, weights, blur, prior, channel.settings)
     if not np.isfinite(estimate).all():
         raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
     kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
@@ -181,15 +184,23 @@ _TOOLS: dict[str, tuple[Any, Any]] = {}
 
 
 def _tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Prior | None]:
-    """Return OTFs and prior, built once per worker for as long as channel and window stay the same.
-
-    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.
-    """
+    """Return OTFs and prior, built once per worker for as long as channel and window stay the same."""
     settings, kernels = recipe.channels[channel].settings, recipe.channels[channel].kernels
-    blur_key, prior_key = (recipe.digest, channel, window_shape), (recipe.digest, channel)
-    if _TOOLS.get("blur", (None,))[0] != blur_key:
-        _TOOLS.pop("blur", None)
-        _TOOLS["blur"] = (blur_key, deconvolution.make_blur(kernels, window_shape, settings))
-    if _TOOLS.get("prior", (None,))[0] != prior_key:
-        _TOOLS["prior"] = (prior_key, deconvolution.make_prior(settings, recipe.model))
-    return _TOOLS["blur"][1], _TOOLS["prior"][1]
+    blur = _kept("blur", (recipe.token, channel, window_shape), lambda: make_blur(kernels, window_shape, settings))
+    prior = _kept("prior", (recipe.token, channel), lambda: make_prior(settings, recipe.model))
+    return blur, prior
+
+
+def _kept(name: str, key: object, make: Callable[[], Any]) -> Any:
+    """Return the tool of a name, made anew where it was made for another key.
+
+    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.  The entry is
+    read once: another thread may replace it meanwhile.
+    """
+    entry = _TOOLS.get(name)
+    if entry is None or entry[0] != key:
+        _TOOLS.pop(name, None)
+        del entry
+        entry = (key, make())
+        _TOOLS[name] = entry
+    return entry[1]

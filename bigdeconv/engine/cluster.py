@@ -91,7 +91,16 @@ def install(client: Client, recipe: Recipe) -> None:
     slots: dict[str, int] = {}
     for worker in _workers(client):
         slots[worker["host"]] = slots.get(worker["host"], 0) + worker["nthreads"]
-    client.register_plugin(_RecipePlugin(recipe, slots), name=f"bigdeconv-{recipe.digest}")
+    client.register_plugin(_RecipePlugin(recipe, slots), name=_plugin_name(recipe))
+
+
+def uninstall(client: Client, recipe: Recipe) -> None:
+    """Take the recipe from all workers."""
+    client.unregister_worker_plugin(_plugin_name(recipe))
+
+
+def _plugin_name(recipe: Recipe) -> str:
+    return f"bigdeconv-{recipe.token}"
 
 
 class _RecipePlugin(WorkerPlugin):
@@ -106,11 +115,14 @@ class _RecipePlugin(WorkerPlugin):
 
         host = worker.address.rsplit("/", 1)[-1].rsplit(":", 1)[0]
         slots = self._slots_by_host.get(host, worker.state.nthreads)
+        # Products in TF32 carry 10 bits of mantissa: blocks from a GPU would differ from others' at the seam.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         torch.set_num_threads(self._recipe.threads or max(len(os.sched_getaffinity(0)) // slots, 1))
-        tasks.RECIPES[self._recipe.digest] = self._recipe
+        tasks.RECIPES[self._recipe.token] = self._recipe
 
     def teardown(self, worker: Worker) -> None:
-        tasks.RECIPES.pop(self._recipe.digest, None)
+        tasks.RECIPES.pop(self._recipe.token, None)
 
 
 def _local_cluster(local: LocalWorkers) -> SpecCluster:
@@ -128,7 +140,9 @@ def _nanny_options(i: int, local: LocalWorkers) -> dict[str, Any]:
     environment["BLOSC_NTHREADS"] = "1"
     environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # huge pages: 512 times fewer faults for large arrays
     if local.cuda:
-        environment["CUDA_VISIBLE_DEVICES"] = str(i)
+        # What a batch system gave counts: the i-th of its devices.
+        given = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+        environment["CUDA_VISIBLE_DEVICES"] = given[i] if given else str(i)
     return {
         "nthreads": 1,
         "host": LOOPBACK,

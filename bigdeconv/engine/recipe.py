@@ -30,7 +30,8 @@ class ChannelRecipe:
 class Recipe:
     """How a block is read, restored, merged and written; the same for all blocks of a run."""
 
-    digest: str
+    token: str
+    """Names this start of this run on a cluster: two runs never share a task, nor a task that outlived its driver."""
     volume: VolumeInfo
     view_axis: str | None
     camera: Camera

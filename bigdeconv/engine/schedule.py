@@ -1,7 +1,7 @@
 """The driver's loop: a bounded window of futures over the blocks, merged as soon as their lower neighbours are solved.
 
 Each block is two tasks, ``solve`` and ``merge``.  Tasks go out in the plan's order, in which a block comes after its lower
-neighbours, so what waits for rims waits shortly.  The driver's memory is a few bytes per block.
+neighbours, so what waits for rims waits shortly.  The driver's memory is a byte per block.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def run_blocks(
     return _BlockRun(connection, recipe, finished, on_finished).run()
 
 
-def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> None:
-    """Make a level that no core determines alone, one write unit per task.
+def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]:
+    """Make a level that no core determines alone, one write unit per task; return one sentence per unit that failed.
 
     Raises
     ------
@@ -79,14 +79,21 @@ def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> None:
         If the scheduler or all workers went away.
     """
     window = _Window(connection.client, max(2 * connection.slots, 4))
-    units = _pyramid_units(recipe, level)
-    for number, (timepoint, channel, box) in enumerate(units):
+    errors: list[str] = []
+
+    def receive() -> None:
+        number, future = window.next()
+        if future.status != "finished":
+            errors.append(f"level {level}, part {number}: {future.exception()}")
+
+    for number, (timepoint, channel, box) in enumerate(_pyramid_units(recipe, level)):
         if window.is_full:
-            window.next()[1].result()
-        key = f"downsample-{recipe.digest[:8]}-{level}-{number}"
-        window.submit(number, tasks.downsample, recipe.digest, level, timepoint, channel, box, key=key)
+            receive()
+        key = f"downsample-{recipe.token}-{level}-{number}"
+        window.submit(number, tasks.downsample, recipe.token, level, timepoint, channel, box, key=key)
     while window.pending:
-        window.next()[1].result()
+        receive()
+    return errors
 
 
 def _pyramid_units(recipe: Recipe, level: int) -> Iterator[tuple[int, int, Box]]:
@@ -136,9 +143,10 @@ class _Window:
             return item
 
     def _has_workers(self) -> bool:
-        if self._client.status != "running":
+        try:
+            return self._client.status == "running" and bool(self._client.scheduler_info(n_workers=1)["workers"])
+        except (OSError, TimeoutError):
             return False
-        return bool(self._client.scheduler_info(n_workers=1)["workers"])
 
 
 class _BlockRun:
@@ -183,7 +191,7 @@ class _BlockRun:
         if index in self._merging:
             task, _ = self._merging.pop(index)
             if future.status == "finished":
-                self._finish(task, future.result())
+                self._finish(task, self._record(future))
             else:
                 self._fail(task, future)
             return
@@ -197,9 +205,9 @@ class _BlockRun:
             self._merge_if_ready(candidate)
 
     def _submit_solve(self, task: BlockTask) -> None:
-        key = f"solve-{self._recipe.digest[:8]}-{task.index}"
+        key = f"solve-{self._recipe.token}-{task.index}"
         # Earlier blocks first: what waits for rims then waits shortly.
-        future = self._window.submit(task.index, tasks.solve, self._recipe.digest, task, key=key, priority=-task.index)
+        future = self._window.submit(task.index, tasks.solve, self._recipe.token, task, key=key, priority=-task.index)
         self._solved[task.index] = (task, future)
 
     def _merge_if_ready(self, index: int) -> None:
@@ -214,9 +222,9 @@ class _BlockRun:
             del self._solved[index]
 
     def _submit_merge(self, task: BlockTask, solved: Future[Any], rims: dict[Triple, int]) -> Future[Any]:
-        key = f"merge-{self._recipe.digest[:8]}-{task.index}"
+        key = f"merge-{self._recipe.token}-{task.index}"
         return self._window.submit(
-            task.index, tasks.merge, self._recipe.digest, task, solved, rims, key=key, priority=self._plan.n_blocks
+            task.index, tasks.merge, self._recipe.token, task, solved, rims, key=key, priority=self._plan.n_blocks
         )
 
     def _finish(self, task: BlockTask, record: dict[str, Any]) -> None:
@@ -224,6 +232,13 @@ class _BlockRun:
         self._on_finished(record, self.progress)
         for direction, index in self._lower(task).items():
             drop_rim(self._recipe.scratch, index, direction)
+
+    def _record(self, future: Future[Any]) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = future.result()
+        except OSError as error:
+            raise ClusterLostError("cluster: the connection broke; go on with `bigdeconv resume`.") from error
+        return record
 
     def _count(self, record: dict[str, Any]) -> None:
         self._state[record["block"]] |= FINISHED

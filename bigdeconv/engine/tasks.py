@@ -1,4 +1,4 @@
-"""What Dask runs on a worker: short names for its dashboard, and nothing in the messages but digests and boxes."""
+"""What Dask runs on a worker: short names for its dashboard, and nothing in the messages but tokens and boxes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from bigdeconv.planner import BlockTask
 
 RECIPES: dict[str, Recipe] = {}
-"""The recipes that this worker has been sent, by digest."""
+"""The recipes that this worker has been sent, by token."""
 
 
-def solve(digest: str, task: BlockTask) -> block.Solved:
+def solve(token: str, task: BlockTask) -> block.Solved:
     """Solve a block."""
-    return block.solve_block(RECIPES[digest], task)
+    return block.solve_block(RECIPES[token], task)
 
 
-def merge(digest: str, task: BlockTask, solved: block.Solved, rims: dict[Triple, int]) -> dict[str, Any]:
+def merge(token: str, task: BlockTask, solved: block.Solved, rims: dict[Triple, int]) -> dict[str, Any]:
     """Merge and write a block."""
-    return block.merge_block(RECIPES[digest], task, solved, rims)
+    return block.merge_block(RECIPES[token], task, solved, rims)
 
 
-def downsample(digest: str, level: int, timepoint: int, channel: int, box: Box) -> None:
+def downsample(token: str, level: int, timepoint: int, channel: int, box: Box) -> None:
     """Make a part of a coarse level."""
-    block.downsample_region(RECIPES[digest], level, timepoint, channel, box)
+    block.downsample_region(RECIPES[token], level, timepoint, channel, box)

@@ -16,7 +16,7 @@ DEFAULT = "default"
 
 def names() -> tuple[str, ...]:
     """Return the names of the models that come with the package."""
-    return ("standin",)
+    return ("compact", "standin")
 
 
 def resolve(name_or_path: str | Path | WcrrWeights) -> WcrrWeights:
@@ -29,8 +29,10 @@ def resolve(name_or_path: str | Path | WcrrWeights) -> WcrrWeights:
     """
     if isinstance(name_or_path, WcrrWeights):
         return name_or_path
-    if name_or_path in {DEFAULT, "standin"}:
+    if name_or_path == "standin":
         return standin()
+    if name_or_path in {DEFAULT, "compact"}:
+        return weights.load(Path(__file__).with_name("compact.safetensors"))
     if not Path(name_or_path).exists():
         raise InvalidInputError(
             f"model: {str(name_or_path)!r} is neither a file nor a shipped model; shipped: {', '.join(names())}."

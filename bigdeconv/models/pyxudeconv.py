@@ -43,7 +43,8 @@ def import_pyxudeconv(folder: str | Path) -> WcrrWeights:
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it all the same.
         raise InvalidInputError(
-            f"model: {str(checkpoints[-1])!r} holds more than weights, or is damaged; it was not loaded."
+            f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser (it holds more than weights, "
+            "or is damaged); it was not loaded."
         ) from error
     except (
         KeyError,

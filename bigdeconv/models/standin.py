@@ -1,4 +1,4 @@
-"""A hand-set filter bank that serves while no trained weights are at hand."""
+"""A hand-set filter bank: a prior to compare trained ones with."""
 
 from __future__ import annotations
 

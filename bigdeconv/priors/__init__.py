@@ -1,4 +1,4 @@
-"""Priors on the estimate: a value, its gradient, and how far one voxel's gradient reaches."""
+"""Priors on the estimate: a value, its gradient, and a curvature that bounds it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigdeconv.geometry import Triple
-
 
 class Prior(Protocol):
     """A differentiable regulariser ``R`` of a ``z y x`` volume.
@@ -16,9 +14,6 @@ class Prior(Protocol):
     ``R`` sums over the positions whose filter taps all lie in the volume; a volume too small for one such position has
     ``R = 0``.
     """
-
-    reach_zyx: Triple
-    """How many voxels the gradient at one voxel looks in each direction, z y x."""
 
     def value(self, x: Tensor) -> float:
         """Return ``R(x)``."""

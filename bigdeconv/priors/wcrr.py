@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bigdeconv.priors.weights import WcrrWeights
 
 SIGMA_EPSILON = 1e-5
-SLAB_BYTES = 4 * 2**20
+SLAB_BYTES = 2 * 2**20
 """Bytes that the response of the last layer may take: the positions are visited in slabs that keep to it.
 
 Slabs that stay in a core's cache are also twice as fast as ones of some hundred megabytes."""
@@ -74,7 +74,7 @@ class Wcrr:
         self._gamma = min(abs(weights.gamma), 1.0)
         self._slab_bytes = slab_bytes
         self._n_channels = layers[-1].shape[0]
-        self.reach_zyx = triple(sum(layer.shape[a] - 1 for layer in layers) for a in (2, 3, 4))
+        self._extent = triple(sum(layer.shape[a] - 1 for layer in layers) for a in (2, 3, 4))
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x) = Wᵀ(ψ'(αWx)/α)``, ``z y x``."""
@@ -100,14 +100,14 @@ class Wcrr:
 
     def _slabs(self, x: Tensor) -> Iterator[Box]:
         """Yield boxes of ``x`` whose valid positions tile all valid positions, each within the memory bound."""
-        z, y, x_extent = (n - r for n, r in zip(x.shape, self.reach_zyx, strict=True))
+        z, y, x_extent = (n - r for n, r in zip(x.shape, self._extent, strict=True))
         if min(z, y, x_extent) < 1:
             return
         row_bytes = x_extent * self._n_channels * x.element_size()
         rows = max(self._slab_bytes // row_bytes, 1)
         depth = max(min(z, rows // y), 1)
         height = min(y, max(rows // depth, 1))
-        rz, ry, rx = self.reach_zyx
+        rz, ry, rx = self._extent
         for z0, y0 in product(range(0, z, depth), range(0, y, height)):
             yield Box((z0, y0, 0), (min(z0 + depth, z) + rz, min(y0 + height, y) + ry, x_extent + rx))
 

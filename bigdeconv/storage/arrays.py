@@ -237,7 +237,7 @@ def open_array(location: str, array_path: str, *, writable: bool = False) -> zar
 def reported(action: str, location: str, array_path: str = "") -> Iterator[None]:
     """Turn whatever a store or codec raises into one sentence that says where.
 
-    Our own errors and `MemoryError`, which the engine answers with smaller pieces, pass unchanged.
+    Our own errors and `MemoryError` pass unchanged.
     """
     try:
         yield

@@ -30,11 +30,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from bigdeconv.errors import OutputExistsError, StoreError
+from bigdeconv.storage import weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bigdeconv.geometry import Triple
+    from bigdeconv.priors.weights import WcrrWeights
 
 
 def ledger_path(output: str | Path) -> Path:
@@ -52,7 +54,13 @@ class Ledger:
         self._journal: IO[str] | None = None
 
     @classmethod
-    def create(cls, output: str | Path, document: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Ledger:
+    def create(
+        cls,
+        output: str | Path,
+        document: dict[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        model: WcrrWeights | None = None,
+    ) -> Ledger:
         """Store a plan; the ledger appears whole or not at all.
 
         Raises
@@ -70,6 +78,8 @@ class Ledger:
         try:
             building.mkdir(parents=True)
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
+            if model is not None:
+                weights.save(building / ledger.model_path.name, model)
             (building / "plan.json").write_text(json.dumps(document, indent=1))
             (building / "journal.jsonl").touch()
             (building / "lock").touch()
@@ -193,6 +203,8 @@ def write_rim(scratch: str | Path, block: int, direction: Triple, rim: np.ndarra
     building = path.with_suffix(f".{uuid4().hex}.partial")
     with building.open("wb") as file:
         np.save(file, rim, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
     building.replace(path)
 
 

@@ -25,5 +25,5 @@ def demo(
     print(f"RSNR after:  {result.rsnr_after:.2f} dB   ({result.summary.blocks_done} blocks)")
     print(f"Picture: {result.picture}")
     print(f"Volume:  {result.summary.output}")
-    if not result.summary.complete or result.summary.errors:
+    if not result.summary.complete:
         raise typer.Exit(Exit.INCOMPLETE)

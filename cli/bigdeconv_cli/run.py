@@ -133,14 +133,13 @@ def _resume_hint(output: str) -> str:
 
 
 def _finish(summary: Summary, *, as_json: bool) -> None:
-    complete = summary.complete and not summary.errors
     if as_json:
-        print(json.dumps({**asdict(summary), "complete": complete}))
+        print(json.dumps({**asdict(summary), "complete": summary.complete}))
     else:
         for error in summary.errors:
             print(f"bigdeconv: {error}", file=_err(as_json))
         print(_closing(summary))
-    if not complete:
+    if not summary.complete:
         raise typer.Exit(Exit.INCOMPLETE)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from panels import View, draw
+from panels import View, draw, interesting
 from phantom import VOXEL_ZYX_UM
 from reconstruct import problem
 
@@ -37,7 +37,7 @@ def samples(path: Path, volumes: list[np.ndarray]) -> None:
     scale = plt.cm.ScalarMappable(plt.Normalize(0, depth_um), "turbo")
     figure.colorbar(scale, ax=axes[1], label="z [µm]", shrink=0.8)
     figure.suptitle("Figure 1: simulated microtubules")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -57,11 +57,12 @@ def convergence(path: Path, scene: Scene, method: Method, iterations: int) -> di
     for name, gap in gaps.items():
         axis.loglog(k, gap[1:], label=name)
     for name, power, style in (("GRL (no momentum)", 1, ":"), ("GARL", 2, "--")):
-        first = gaps[name][10] * 10.0**power
+        middle = max(iterations // 10, 5)
+        first = gaps[name][middle] * float(middle) ** power
         axis.loglog(k, first / k**power, style, color="gray", label=f"$O(1/k{'^2' if power == 2 else ''})$")
     axis.set(xlabel="iteration k", ylabel="$f(x^k) - f^*$", title="Figure 2: convergence")
     axis.legend()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
     return gaps
 
@@ -89,27 +90,6 @@ def comparison(
     volumes |= {label: estimates[label.split()[0]][k] for label, k in shown.items()}
     volumes["GT"] = scene.truth
     draw(path, volumes, interesting(scene.truth), title)
-
-
-def interesting(truth: np.ndarray) -> View:
-    """Return the brightest plane and row of a volume, and the two brightest regions that do not overlap in each."""
-    z, y = int(truth.sum(axis=(1, 2)).argmax()), int(truth.sum(axis=(0, 2)).argmax())
-    depth, height, width = truth.shape
-    side = max(width // 4, 8)
-    lateral = _busiest(truth[z], (max(height // 4, 8), side))
-    axial = _busiest(truth[:, y], (min(depth, max(round(side * VOXEL_ZYX_UM[2] / VOXEL_ZYX_UM[0]), 4)), side))
-    return View(z, y, lateral, axial[:1])
-
-
-def _busiest(picture: np.ndarray, size: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
-    windows = np.lib.stride_tricks.sliding_window_view(picture, size)
-    contrast = windows.std(axis=(2, 3))
-    found = []
-    for _ in range(2):
-        top, left = (int(i) for i in np.unravel_index(contrast.argmax(), contrast.shape))
-        found.append((top, left, *size))
-        contrast[max(top - size[0], 0) : top + size[0], max(left - size[1], 0) : left + size[1]] = -1
-    return tuple(found)
 
 
 def _depth_colours(volume: np.ndarray) -> np.ndarray:

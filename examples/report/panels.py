@@ -39,7 +39,7 @@ class View:
 
 
 def draw(path: Path, volumes: dict[str, np.ndarray], view: View, title: str) -> None:
-    """Draw volumes ``z y x`` side by side, each on a grey scale of its own: their scale is not what is compared."""
+    """Draw volumes ``z y x`` side by side, each slice on a colour scale of its own: its scale is not compared."""
     n_rois = len(view.lateral_rois) + len(view.axial_rois)
     depth, height, width = next(iter(volumes.values())).shape
     axial = depth * VOXEL_ZYX_UM[0] / (height * VOXEL_ZYX_UM[1])
@@ -60,28 +60,53 @@ def draw(path: Path, volumes: dict[str, np.ndarray], view: View, title: str) -> 
         axis.set_ylabel(label, fontsize=8)
     _scale_bar(axes[0, 0], volume.shape[1:])
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def interesting(truth: np.ndarray) -> View:
+    """Return the brightest plane and row of a volume, and the two brightest regions that do not overlap in each."""
+    z, y = int(truth.sum(axis=(1, 2)).argmax()), int(truth.sum(axis=(0, 2)).argmax())
+    depth, height, width = truth.shape
+    side = max(width // 4, 8)
+    lateral = _busiest(truth[z], (max(height // 4, 8), side))
+    axial = _busiest(truth[:, y], (min(depth, max(round(side * VOXEL_ZYX_UM[2] / VOXEL_ZYX_UM[0]), 4)), side))
+    return View(z, y, lateral, axial[:1])
+
+
+def _busiest(picture: np.ndarray, size: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
+    windows = np.lib.stride_tricks.sliding_window_view(picture, size)
+    contrast = windows.std(axis=(2, 3))
+    found = []
+    for _ in range(2):
+        top, left = (int(i) for i in np.unravel_index(contrast.argmax(), contrast.shape))
+        found.append((top, left, *size))
+        contrast[max(top - size[0], 0) : top + size[0], max(left - size[1], 0) : left + size[1]] = -1
+    return tuple(found)
 
 
 def _column(axes: Sequence[Axes], volume: np.ndarray, view: View) -> None:
     lateral, axial = volume[view.z], volume[:, view.y]
-    limits = {"cmap": "inferno", "vmin": 0, "vmax": max(float(np.percentile(lateral, 99.7)), 1e-9)}
     z_aspect = VOXEL_ZYX_UM[0] / VOXEL_ZYX_UM[2]
     pictures = [(lateral, 1.0, view.lateral_rois), (axial, z_aspect, view.axial_rois)]
     for axis, (picture, aspect, _) in zip(axes[:2], pictures, strict=True):
-        axis.imshow(picture, aspect=aspect, **limits)
+        axis.imshow(picture, aspect=aspect, **_limits(picture))
     parts = [(axis, *p[:2], roi) for axis, p in zip(axes[:2], pictures, strict=True) for roi in p[2]]
     for axis, (whole, picture, aspect, (top, left, height, width)), colour in zip(
         axes[2:], parts, _COLOURS, strict=False
     ):
-        axis.imshow(picture[top : top + height, left : left + width], aspect=aspect, **limits)
+        axis.imshow(picture[top : top + height, left : left + width], aspect=aspect, **_limits(picture))
         whole.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=0.9))
         for spine in axis.spines.values():
             spine.set_color(colour)
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
+
+
+def _limits(picture: np.ndarray) -> dict[str, str | float]:
+    low, high = (float(value) for value in np.percentile(picture, [2.0, 99.7]))
+    return {"cmap": "inferno", "vmin": low, "vmax": max(high, low + 1e-9)}
 
 
 def _scale_bar(axis: Axes, yx_shape: tuple[int, ...]) -> None:

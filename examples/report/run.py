@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import figures
+import panels
 import phantom
 import reconstruct
 import table
@@ -38,7 +39,7 @@ class Sizes:
 
 
 FULL = Sizes(32, (32, 96, 96), (20, 48, 48), 2, (20, 40, 40), 100)
-SMALL = Sizes(8, (16, 32, 32), (12, 24, 24), 1, (12, 24, 24), 20)
+SMALL = Sizes(8, (16, 32, 32), (12, 24, 24), 1, (12, 24, 24), 10)
 
 
 def reproduce(folder: Path, seed: int, sizes: Sizes, model: str) -> None:
@@ -55,16 +56,15 @@ def reproduce(folder: Path, seed: int, sizes: Sizes, model: str) -> None:
     _table(folder, seed, scene, methods, estimates, model)
     tell(f"table 1: {folder / 'table1.md'}")
     figures.samples(folder / "figure1.png", [scene.truth, phantom.tubes(seed + 1, sizes.reported)])
-    small = phantom.microtubules(seed, sizes.views, sizes.convergence)
-    figures.convergence(folder / "figure2.png", small, methods["GARL"], sizes.convergence_iterations)
-    figures.amplification(folder / "figure3.png", estimates["RL"], figures.interesting(scene.truth))
+    least = phantom.microtubules(seed, sizes.views, sizes.convergence)
+    figures.convergence(folder / "figure2.png", least, methods["GARL"], sizes.convergence_iterations)
+    figures.amplification(folder / "figure3.png", estimates["RL"], panels.interesting(scene.truth))
     _compare(folder / "figure6.png", scene, estimates, "Figure 6: simulated microtubules")
     tell("figures 1, 2, 3 and 6")
     for number, aperture in ((7, "wide"), (8, "narrow")):
         sample = phantom.calibration(seed, sizes.views, sizes.reported, aperture)
         found = _all_iterates(sample, methods, tell)
         _compare(folder / f"figure{number}.png", sample, found, f"Figure {number}: calibration sample, {aperture} PSF")
-        tell(f"figure {number}")
 
 
 def _tuned(seed, sizes, model, tell) -> dict[str, Method]:
@@ -91,14 +91,13 @@ def _all_iterates(scene, methods, tell, marks=reconstruct.MARKS):
 def _table(folder, seed, scene, methods, estimates, model) -> None:
     scores = {name: reconstruct.scores(scene, found) for name, found in estimates.items()}
     rsnr_db = {name: {k: row[k] for k in reconstruct.MARKS} for name, row in scores.items()}
-    settings = {name: {"τ": m.strength / scene.scale, "σ": m.sigma} for name, m in methods.items()}
     result = {
         "seed": seed,
-        "model": model,
+        "model": Path(model).name,
         "views": len(scene.kernels),
         "zyx_shape": scene.truth.shape,
         "intensity_scale": scene.scale,
-        "settings": settings,
+        "settings": {name: {"tau": m.strength / scene.scale, "sigma": m.sigma} for name, m in methods.items()},
         "rsnr_db": rsnr_db,
         "gain_db": table.gain_db(rsnr_db),
     }
@@ -114,7 +113,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the reported phantoms")
     parser.add_argument("--output", type=Path, required=True, help="folder for the table and the figures")
-    parser.add_argument("--small", action="store_true", help="small volumes: seconds instead of minutes")
+    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--model", default=models.DEFAULT, help="name of a shipped model, or a model file")
     given = parser.parse_args()
     reproduce(given.output, given.seed, SMALL if given.small else FULL, given.model)

@@ -32,7 +32,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"|---|{'---|' * len(MARKS)}---|",
     ]
     for name, row in result["rsnr_db"].items():
-        settings = ", ".join(f"{key} {value:.3g}" for key, value in result["settings"][name].items())
+        settings = ", ".join(f"{key} {value:.3g}" for key, value in result["settings"][name].items() if value)
         lines.append(f"| {name} | {' | '.join(f'{row[k]:.2f}' for k in MARKS)} | {settings} |")
     lines += [
         "",
