@@ -32,7 +32,7 @@ SIGMA_EPSILON = 1e-5
 SLAB_BYTES = 2 * 2**20
 """Bytes that the response of the last layer may take: the positions are visited in slabs that keep to it.
 
-Slabs that stay in a core's cache are also twice as fast as ones of some hundred megabytes."""
+Slabs near the size of a core's cache are also the fastest: ``tests/benchmarks/prior_slabs.py``."""
 
 
 class Wcrr:

@@ -1,0 +1,71 @@
+"""RSNR of GARL against iterations for caps on μ and both updates, on simulated tubes at two photon levels, beside RL.
+
+python tests/benchmarks/curvature_cap.py
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from bigdeconv import models, psf, quality, simulation
+from bigdeconv.physics.convolution import Blur
+from bigdeconv.priors.wcrr import Wcrr
+from bigdeconv.solvers.richardson_lucy import Problem, init, step
+
+SHAPE, VOXEL_UM = (24, 48, 48), (0.15, 0.08, 0.08)
+MARKS = (15, 30, 50)
+SIGMA = 10 / 255
+BACKGROUND = 3.0
+STRENGTHS = (10.0, 30.0)
+"""τ times the photons at the intensity scale."""
+
+
+def curve(problem: Problem, truth: np.ndarray) -> str:
+    state, marks = init(problem), []
+    with torch.inference_mode():
+        for k in range(1, max(MARKS) + 1):
+            step(problem, state)
+            if k in MARKS:
+                marks.append(quality.rsnr(state.x[problem.blur.data_slices].numpy(), truth))
+    return "  ".join(f"{m:5.2f}" for m in marks)
+
+
+def scene(seed: int, photons: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    specimen = simulation.tubes(seed, [n * v for n, v in zip(SHAPE, VOXEL_UM, strict=True)], count=(6, 8))
+    truth = simulation.sample(specimen, SHAPE, VOXEL_UM, peak_one=True)
+    kernel = psf.gaussian((2.0, 1.5, 1.5))
+    data = simulation.acquire(truth, kernel, photons=photons, background=BACKGROUND, seed=seed)
+    return truth, kernel, data.astype(np.float32)
+
+
+def compare(seed: int, photons: float) -> None:
+    truth, kernel, data = scene(seed, photons)
+    scale = float(np.percentile(data, 99.9)) - BACKGROUND
+    weights = models.resolve("default")
+
+    def problem(update: str, mu_max: float, strength: float) -> Problem:
+        return Problem(
+            data=torch.from_numpy(data / scale)[None],
+            weights=None,
+            background=BACKGROUND / scale,
+            blur=Blur(torch.from_numpy(kernel)[None], SHAPE),
+            prior=Wcrr(weights, sigma=SIGMA, mu_max=mu_max),
+            tau=strength / scale,
+            update=update,
+        )
+
+    print(f"\nseed {seed}, {photons:g} photons; dB at {MARKS} iterations")
+    print(f"  RL                           {curve(problem('reference', 1.0, 0.0), truth)}")
+    for strength in STRENGTHS:
+        for update, mu_max in (("reference", math.inf), ("convergent", 1.0), ("convergent", 3.0), ("convergent", 10.0)):
+            name = f"τN {strength:g}, {update}, μ ≤ {mu_max:g}"
+            print(f"  {name:<28} {curve(problem(update, mu_max, strength), truth)}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in ((11, 10.0), (11, 100.0), (12, 10.0), (12, 100.0)):
+        compare(*case)
