@@ -21,7 +21,7 @@ from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.intensity import Camera
 from bigdeconv.planner import Plan, Request, make_plan
-from bigdeconv.priors.wcrr import SLAB_BYTES
+from bigdeconv.priors.filters import work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.psf_files import read_psf
 
@@ -132,7 +132,8 @@ def inspect(config: JobConfig) -> Outline:
         input_itemsize=np.dtype(volume.dtype).itemsize,
         output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
         has_prior=config.method != "rl",
-        prior_bytes=4 * SLAB_BYTES if config.method == "garl" else 0,
+        # A row of a block is not longer than one of the volume.
+        prior_bytes=work_bytes(model.layers, volume.zyx_shape[2]) if model is not None else 0,
         budget_bytes=_budget(config, workers, cuda),
         n_workers=workers,
         block_shape=_explicit(config.block_shape),

@@ -8,6 +8,13 @@ import os
 import pytest
 
 
+def pytest_configure():
+    """One thread: the volumes are small, and small operations of several threads crawl where another process is busy."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what needs the shared cluster, through other fixtures too, so that ``-m "not cluster"`` leaves it out."""

@@ -21,6 +21,7 @@ from bigdeconv.training.data import checked, draw, measured_part, training_volum
 from bigdeconv.training.denoiser import conjugate_gradients, denoise, parameter_surrogate
 from bigdeconv.training.loop import learning_rate, loss
 from bigdeconv.training.regularizer import Regularizer
+from bigdeconv.training.widening import start_from
 
 TINY = {
     "name": "tiny",
@@ -302,6 +303,51 @@ def test_ended_training_goes_on_with_more_steps(trained, tmp_path):
     path.write_bytes((trained[0] / "checkpoint.pt").read_bytes())
     training.train(config(steps=5, kappa=0.5), tmp_path, resume=True)
     assert checkpoints.load(tmp_path)[1]["step"] == 5
+
+
+@pytest.mark.parametrize("channels", [[2, 4], [2, 12]])
+def test_warm_start_is_the_model_that_it_starts_from(tmp_path, channels, monkeypatch):
+    monkeypatch.setattr("bigdeconv.training.widening._UNLIKE", 0.0)
+    first = config(channels=[2, 4])
+    model = scrambled(Regularizer(first), size=0.2).weights(first, {})
+    files.save(tmp_path / "model.safetensors", model)
+    wide = config(channels=channels, warm_start=str(tmp_path / "model.safetensors"))
+    regularizer = Regularizer(wide)
+    start_from(regularizer, files.load(tmp_path / "model.safetensors"), wide)
+    x = torch.rand((12, 13, 14), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before, after = (
+        Wcrr(weights, sigma=7 / 255, dtype=torch.float64).gradient(x)
+        for weights in (model, regularizer.weights(wide, {}))
+    )
+    # float32 parameters.
+    assert float((before - after).norm() / before.norm()) < 1e-5
+
+
+def test_warm_started_training_begins_where_the_model_is_good(trained, tmp_path):
+    folder, _ = trained
+    training.export(folder, tmp_path / "model.safetensors")
+    wide = config(channels=[2, 8], warm_start=str(tmp_path / "model.safetensors"), steps=2)
+    training.train(wide, tmp_path / "wide", threads=1)
+    copies = checkpoints.load(tmp_path / "wide")[1]["regularizer"]["filters.1"]
+    assert float((copies[:4] - copies[4:]).abs().min()) > 0  # the copies are not the same any more
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": [2, 6]}, "allowed is a last layer that is a multiple"),
+        ({"channels": [3, 8]}, "allowed is a last layer that is a multiple"),
+        ({"knots": 5}, "5; allowed is a last layer"),
+        ({"mu_max": 1.0}, "raise these or take another model"),
+        ({"warm_start": "nowhere.safetensors"}, "neither a file nor a shipped model"),
+    ],
+)
+def test_warm_start_from_another_architecture_is_refused(trained, tmp_path, settings, message):
+    folder, _ = trained
+    training.export(folder, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidInputError, match=message):
+        training.train(config(**{"warm_start": str(tmp_path / "model.safetensors"), **settings}), tmp_path / "wide")
+    assert not (tmp_path / "wide" / checkpoints.NAME).exists()
 
 
 def test_learning_rate_rises_and_falls_to_a_hundredth():

@@ -38,7 +38,7 @@ _SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "120s",
     "distributed.comm.timeouts.tcp": "120s",
     "distributed.admin.tick.limit": "1h",
-    # Dask's own variables make malloc give every array back to the kernel at once (tests/benchmarks/prior_slabs.py).
+    # Dask's own variables make malloc give every array back to the kernel at once.
     "distributed.nanny.pre-spawn-environ": {},
 }
 

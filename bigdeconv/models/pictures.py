@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.priors.wcrr import SIGMA_EPSILON, impulse_response, potential, scaling
+from bigdeconv.priors.filters import impulse_response
+from bigdeconv.priors.wcrr import SIGMA_EPSILON, potential, scaling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

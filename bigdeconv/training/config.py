@@ -59,6 +59,9 @@ class TrainingConfig(_Settings):
     knots: Annotated[int, Field(ge=2)] = Field(11, description="Knots of the scaling splines on [0, sigma_max].")
     sigma_max: Positive = Field(50.0, description="Largest noise level, in 1/255 of the maximum.")
     mu_max: Positive = Field(10.0, description="Bound of the slope of ψ' at 0.")
+    warm_start: str | None = Field(
+        None, description="Model to start from, by name or file, its last layer copied up to these channels."
+    )
     gamma_max: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="Bound of the weak convexity; below 1 it leaves the denoising objective strongly convex."
     )

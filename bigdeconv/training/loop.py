@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bigdeconv import models
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.training import checkpoints
 from bigdeconv.training.data import Batch, draw, measured_part, training_volumes
 from bigdeconv.training.denoiser import denoise, parameter_surrogate
 from bigdeconv.training.evaluation import evaluate
 from bigdeconv.training.regularizer import Regularizer
+from bigdeconv.training.widening import start_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +154,8 @@ def _start(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"output: {str(folder)!r} cannot be made ({error}); give another folder.") from error
+        if config.warm_start is not None:
+            start_from(regularizer, models.resolve(config.warm_start), config)
         return 0
     if not resume:
         raise OutputExistsError(

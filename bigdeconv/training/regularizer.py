@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn.functional import conv3d, softplus
 
-from bigdeconv.priors.wcrr import SIGMA_EPSILON, fourier_lambda_max, impulse_response
+from bigdeconv.priors.filters import impulse_response
+from bigdeconv.priors.wcrr import SIGMA_EPSILON, fourier_lambda_max
 from bigdeconv.priors.weights import WcrrWeights
 
 if TYPE_CHECKING:

@@ -104,17 +104,20 @@ def test_the_parabola_lies_above_the_prior(method):
 
 
 def test_a_strong_prior_does_no_harm():
-    """At ten times the strength that suits, the reference's result is worse by a decibel or more."""
-    truth, kernel, data = scene(1)
-    settings = {
-        "background": 3.0,
-        "intensity_scale": 60.0,
-        "iterations": 50,
-        "sigma": 5 / 255,
-        "voxel_zyx_um": VOXEL_UM,
-    }
-    ours, theirs = (
-        quality.rsnr(bigdeconv.deconvolve(data, kernel, tau=3.0, update=u, **settings), truth)
-        for u in ("convergent", "reference")
-    )
-    assert ours > theirs + 1
+    """Where the prior weighs as much as the data, the reference's results are worse by a decibel or more on average."""
+    gains = []
+    for seed in (1, 2, 3):
+        truth, kernel, data = scene(seed)
+        settings = {
+            "background": 3.0,
+            "intensity_scale": 60.0,
+            "iterations": 50,
+            "sigma": 5 / 255,
+            "voxel_zyx_um": VOXEL_UM,
+        }
+        ours, theirs = (
+            quality.rsnr(bigdeconv.deconvolve(data, kernel, tau=3.0, update=u, **settings), truth)
+            for u in ("convergent", "reference")
+        )
+        gains.append(ours - theirs)
+    assert np.mean(gains) > 1
