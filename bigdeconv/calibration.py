@@ -145,7 +145,8 @@ def calibrate(
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
     if auto_tau:
         kappa = model.kappa if model else 0.0
-        settings = replace(settings, tau=deconvolution.auto_tau(settings.method, scale, settings.sigma, kappa))
+        tau = deconvolution.auto_tau(settings.method, scale, settings.sigma, kappa, len(sampling.kernels))
+        settings = replace(settings, tau=tau)
     if output_scale is None:
         output_scale = _choose_output_scale(sampling, settings, model, validity, halo) if integer_output else 1.0
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in counts)).hexdigest()

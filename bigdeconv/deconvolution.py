@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
-KAPPA_TV = 0.03
-"""Strength of TV behind ``--tau auto``: ``τ = κ/N`` for N photons at the intensity scale."""
+KAPPA_TV = 1.0
+"""κ of TV behind ``--tau auto``, see `auto_tau`."""
 
 MU_MAX = 3.0
 """Cap on μ for the convergent update, whose steps shorten as μ grows; the reference update keeps the model's own.
@@ -134,8 +134,11 @@ def device_memory_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def auto_tau(method: str, photons: float, sigma: float, kappa: float) -> float:
-    """Return the strength that fits a photon level: ``κ/(N σ²)`` for the learned prior, ``κ_TV/N`` for TV, 0 for RL.
+def auto_tau(method: str, photons: float, sigma: float, kappa: float, n_views: int) -> float:
+    """Return the strength that fits the data: ``κ √V/(N σ²)`` for the learned prior, ``κ_TV √V/N`` for TV, 0 for RL.
+
+    The views are summed in the objective, so V of them at N photons weigh as one at V·N; with the noise of that sum the prior
+    may weigh less by √V.  ``tests/benchmarks/auto_tau.py`` has the rule against the best strength.
 
     Parameters
     ----------
@@ -146,7 +149,8 @@ def auto_tau(method: str, photons: float, sigma: float, kappa: float) -> float:
     """
     if method == "rl":
         return 0.0
-    return KAPPA_TV / photons if method == "rltv" else kappa / (photons * sigma**2)
+    strength = KAPPA_TV if method == "rltv" else kappa / sigma**2
+    return strength * math.sqrt(n_views) / photons
 
 
 def deconvolve(
@@ -235,7 +239,7 @@ def deconvolve(
     settings = Settings(
         method=method,
         iterations=DEFAULT_ITERATIONS[method] if iterations is None else iterations,
-        tau=auto_tau(method, intensity_scale, sigma, model_weights.kappa if model_weights else 0.0)
+        tau=auto_tau(method, intensity_scale, sigma, model_weights.kappa if model_weights else 0.0, len(views))
         if tau == "auto"
         else tau,
         sigma=sigma,

@@ -116,6 +116,9 @@ def inspect(config: JobConfig) -> Outline:
         warnings.append(
             f"The model's μ of {math.exp(model.log_mu):.0f} is capped at {MU_MAX:.0f}; --update reference keeps it, and chatters."
         )
+    if model is not None:
+        sigma = model.sigma_default if config.sigma is None else config.sigma
+        warnings.extend(models.outside_training(model, volume.voxel_zyx_um, sigma))
     if config.keep_bits is not None and _output_dtype(config, volume) != "float32":
         raise InvalidInputError(
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."

@@ -306,6 +306,24 @@ def test_plan_as_text_says_blocks_memory_and_cost(source):
     assert re.search(r"MiB +FFT work", text)
 
 
+def test_plan_says_when_the_data_are_not_what_the_model_was_trained_on(tmp_path):
+    data = make.scene(8, 32, 32)
+    like_training = make.volume(tmp_path / "in.zarr", data)
+    psf_file = make.psf_tiff(tmp_path / "psf.tif")
+
+    def warnings(*options):
+        done = bigdeconv("plan", like_training, "--psf", psf_file, "--json", *options)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)["warnings"]
+
+    assert warnings() == []
+    (flat,) = warnings("--voxel-um", "0.1,0.1,0.1")
+    assert "trained on voxels 1.5 to 4 times as long in z as in y and x, this volume's are 1 times" in flat
+    (noisy,) = warnings("--sigma", "0.4")
+    assert "trained on noise up to --sigma 0.196, got 0.4" in noisy
+    assert warnings("--voxel-um", "0.1,0.1,0.1", "--method", "rltv") == []
+
+
 def test_plan_says_when_the_model_is_a_stand_in(source):
     job = ("plan", source[0], "--psf", source[1])
     result = bigdeconv(*job, "--model", "standin", "--json")

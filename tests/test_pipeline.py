@@ -121,6 +121,27 @@ class TestIdentity:
         assert np.array_equal(result_of(output), data)
 
 
+class TestCamera:
+    """The camera's unit does not reach the result."""
+
+    def test_a_gain_of_four_changes_nothing(self, tmp_path, cluster_address):
+        data, kernel = tubes((20, 24, 24))
+        results = []
+        for factor in (1, 4):
+            folder = tmp_path / str(factor)
+            folder.mkdir()
+            counts = (100 + factor * data.astype(np.uint32)).astype(np.uint16)
+            output = run(
+                folder, cluster_address, counts, kernel,
+                iterations=10, dtype="float32", camera_offset=100.0, gain=1 / factor,
+            )  # fmt: skip
+            results.append((result_of(output), document.load(Ledger.open(output)).channels[0].settings.tau))
+        (plain, tau), (amplified, tau_amplified) = results
+        assert tau_amplified == pytest.approx(tau, rel=1e-6)
+        # The same photons; what is written is in photons too.
+        assert np.linalg.norm(amplified - plain) < 1e-5 * np.linalg.norm(plain)
+
+
 class TestKilled:
     """kill -9 of everything in mid-run, then resume."""
 

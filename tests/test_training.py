@@ -249,6 +249,15 @@ def test_export_leaves_an_existing_file_alone(trained, tmp_path):
     assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
+def test_export_takes_what_does_not_decide_the_training_from_the_settings(trained, tmp_path):
+    folder, _ = trained
+    model = training.export(folder, tmp_path / "model.safetensors", config=config(kappa=0.7, sigma_default=9))
+    assert (model.kappa, model.sigma_default) == (0.7, pytest.approx(9 / 255))
+    with pytest.raises(InvalidInputError, match="batch was 2, is 3"):
+        training.export(folder, tmp_path / "other.safetensors", config=config(batch=3))
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 def test_evaluation_of_no_steps_is_the_noise(trained):
     folder, _ = trained
     model = Regularizer(config()).weights(config(), {})

@@ -197,7 +197,7 @@ class TestResolve:
 
     def test_neither(self, tmp_path):
         with pytest.raises(
-            InvalidInputError, match=r"^model: 'tubes' is neither a file nor a shipped .*: compact, standin"
+            InvalidInputError, match=r"^model: 'tubes' is neither a file nor a shipped .*: compact, large, standin"
         ):
             models.resolve("tubes")
         with pytest.raises(InvalidInputError, match=r"^model: there is no file"):

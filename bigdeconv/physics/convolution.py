@@ -62,23 +62,31 @@ class Blur:
 
     def to_fourier(self, x: Tensor) -> Tensor:
         """Return the spectrum of an estimate on ``E``."""
-        spectrum: Tensor = torch.fft.rfftn(x, s=self.fft_shape, dim=AXES)
-        return spectrum
+        return self._transform(x)
 
     def forward_view(self, spectrum: Tensor, view: int) -> Tensor:
         """Return the blurred estimate on ``D`` as one view sees it; partner of `adjoint_view`."""
-        blurred: Tensor = torch.fft.irfftn(spectrum * self._otfs[view], s=self.fft_shape, dim=AXES)
-        return blurred[_first(self.data_shape)]
+        return self._transform_back(spectrum * self._otfs[view], self.data_shape)
 
     def adjoint_view(self, data: Tensor, view: int) -> Tensor:
         """Return the spectrum of the back-projection of one view given on ``D``; partner of `forward_view`."""
-        spectrum: Tensor = torch.fft.rfftn(data, s=self.fft_shape, dim=AXES)
-        return spectrum.mul_(self._otfs[view].conj())
+        return self._transform(data).mul_(self._otfs[view].conj())
 
     def from_fourier(self, spectrum: Tensor) -> Tensor:
         """Return what a spectrum holds on ``E``; partner of `to_fourier`."""
-        estimate: Tensor = torch.fft.irfftn(spectrum, s=self.fft_shape, dim=AXES)
-        return estimate[_first(self.estimate_shape)]
+        return self._transform_back(spectrum, self.estimate_shape)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """Transform planes first: those that would be padding are never made."""
+        planes = torch.fft.rfft2(x, s=self.fft_shape[1:])
+        spectrum: Tensor = torch.fft.fft(planes, n=self.fft_shape[0], dim=0)
+        return spectrum
+
+    def _transform_back(self, spectrum: Tensor, shape: Triple) -> Tensor:
+        """Transform along z first: planes that nobody reads are left out after it."""
+        planes = torch.fft.ifft(spectrum, dim=0)[: shape[0]]
+        volume: Tensor = torch.fft.irfft2(planes, s=self.fft_shape[1:])
+        return volume[_first(shape)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``H x``, ``v z y x`` on ``D``, of an estimate on ``E``; partner of `adjoint`."""

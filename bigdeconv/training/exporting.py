@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 _STEPS = (0, 15, 100, 500)
 
 
-def export(folder: str | Path, path: str | Path, *, device: str = "cpu") -> WcrrWeights:
+def export(
+    folder: str | Path, path: str | Path, *, config: TrainingConfig | None = None, device: str = "cpu"
+) -> WcrrWeights:
     """Write the model of a folder's checkpoint and return it.
+
+    A ``config`` that differs from the checkpoint's in nothing that decides the training gives its ``kappa`` and
+    ``sigma_default`` to the model.
 
     Its card tells what it was trained on, how, and what it does on the busiest parts of the held-out volumes after several
     numbers of steps.
@@ -30,14 +35,16 @@ def export(folder: str | Path, path: str | Path, *, device: str = "cpu") -> Wcrr
     Raises
     ------
     InvalidInputError
-        If the folder holds no readable checkpoint.
+        If the folder holds no readable checkpoint, or one of another configuration.
     OutputExistsError
         If the file exists.
     """
     path = Path(path)
     if path.exists():
         raise OutputExistsError(f"output: {str(path)!r} exists; give another path.")
-    config, state = checkpoints.load(Path(folder))
+    trained, state = checkpoints.load(Path(folder))
+    config = config or trained
+    checkpoints.check_same(config, trained, Path(folder))
     regularizer = Regularizer(config)
     regularizer.load_state_dict(state["regularizer"])
     plain = regularizer.weights(config, {})

@@ -43,7 +43,7 @@ def train(
         settings = training.load_config(config, steps=steps)
         training.train(settings, output, resume=resume, device=device, threads=threads, report=_print)
         if export is not None:
-            training.export(output, export, device=device)
+            training.export(output, export, config=settings, device=device)
             print(f"Wrote {export}")
 
 

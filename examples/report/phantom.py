@@ -9,9 +9,10 @@ import numpy as np
 from bigdeconv import intensity, psf, simulation
 
 VOXEL_ZYX_UM = (0.12, 0.04, 0.04)
-TUBES = {"outer_radius_um": (0.02, 0.1), "sigma_um": 0.04}
-TUBES_PER_UM3 = 0.45
-PHOTONS = 30.0
+TUBES = {"outer_radius_um": (0.04, 0.2), "sigma_um": 0.06, "fluorophores_per_um": 4000.0}
+"""Of the kind that the prior was trained on, as in the report."""
+TUBES_PER_UM3 = 0.2
+PHOTONS = 100.0
 """In the brightest voxel of the brightest view; with so many, RL is best near 20 iterations."""
 LOW_PHOTONS = 20.0
 """Of the calibration sample."""

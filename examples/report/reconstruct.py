@@ -10,7 +10,7 @@ import torch
 from phantom import VOXEL_ZYX_UM
 
 from bigdeconv import quality
-from bigdeconv.deconvolution import MU_MAX
+from bigdeconv.deconvolution import MU_MAX, auto_tau
 from bigdeconv.physics.convolution import Blur
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
-TV_STRENGTHS = (0.03, 0.1, 0.3, 1.0)
-GARL_STRENGTHS = (1 / 3, 1.0, 3.0)
-GARL_SIGMAS = (0.5, 1.0, 2.0)
-"""Trials for GARL, as multiples of the model's own strength ``κ/σ²`` and noise level."""
+TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+GARL_KAPPAS = (1 / 8, 1 / 4, 1 / 2)
+GARL_SIGMAS = (0.2, 0.4, 1.0)
+"""Trials for GARL, as multiples of the model's own: κ of the automatic strength, which follows σ, and noise level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
         The method with its settings, and one row per trial.
     """
     trials = []
-    for trial in _trials(method):
+    for trial in _trials(method, len(scenes[0].kernels)):
         found = [scores(scene, iterates(scene, trial)) for scene in scenes]
         values = [max(s.values()) if method.model is None else s[MARKS[-1]] for s in found]
         trials.append((sum(values) / len(values), trial))
@@ -99,8 +99,13 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
     return max(trials, key=lambda pair: pair[0])[1], rows
 
 
-def _trials(method: Method) -> list[Method]:
+def _trials(method: Method, n_views: int) -> list[Method]:
     if method.model is None:
         return [replace(method, strength=strength) for strength in TV_STRENGTHS]
-    sigma, strength = method.model.sigma_default, method.model.kappa / method.model.sigma_default**2
-    return [replace(method, sigma=a * sigma, strength=b * strength) for a, b in product(GARL_SIGMAS, GARL_STRENGTHS)]
+    found = []
+    for a, b in product(GARL_SIGMAS, GARL_KAPPAS):
+        sigma = a * method.model.sigma_default
+        found.append(
+            replace(method, sigma=sigma, strength=auto_tau("garl", 1.0, sigma, b * method.model.kappa, n_views))
+        )
+    return found

@@ -1,6 +1,6 @@
 """Reproduce table 1 and figures 1, 2, 3, 6, 7 and 8 of the report on simulated data.
 
-    python examples/report/run.py --seed 0 --output DIR [--small] [--model NAME|FILE]
+    python examples/report/run.py --seed 0 --output DIR [--small] [--table-only] [--model NAME|FILE]
 
 Needs matplotlib (``pip install bigdeconv[plot]``).  Strengths are chosen on phantoms that are not reported.
 
@@ -38,11 +38,11 @@ class Sizes:
     convergence_iterations: int
 
 
-FULL = Sizes(32, (32, 96, 96), (20, 48, 48), 2, (20, 40, 40), 100)
+FULL = Sizes(32, (32, 96, 96), (32, 96, 96), 1, (20, 40, 40), 100)
 SMALL = Sizes(8, (16, 32, 32), (12, 24, 24), 1, (12, 24, 24), 10)
 
 
-def reproduce(folder: Path, seed: int, sizes: Sizes, model: str) -> None:
+def reproduce(folder: Path, seed: int, sizes: Sizes, model: str, *, table_only: bool = False) -> None:
     """Write the table, then the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -55,6 +55,8 @@ def reproduce(folder: Path, seed: int, sizes: Sizes, model: str) -> None:
     estimates = _all_iterates(scene, methods, tell, marks=(5, 10, *reconstruct.MARKS))
     _table(folder, seed, scene, methods, estimates, model)
     tell(f"table 1: {folder / 'table1.md'}")
+    if table_only:
+        return
     figures.samples(folder / "figure1.png", [scene.truth, phantom.tubes(seed + 1, sizes.reported)])
     least = phantom.microtubules(seed, sizes.views, sizes.convergence)
     figures.convergence(folder / "figure2.png", least, methods["GARL"], sizes.convergence_iterations)
@@ -115,5 +117,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="folder for the table and the figures")
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--model", default=models.DEFAULT, help="name of a shipped model, or a model file")
+    parser.add_argument("--table-only", action="store_true", help="no figures")
     given = parser.parse_args()
-    reproduce(given.output, given.seed, SMALL if given.small else FULL, given.model)
+    reproduce(given.output, given.seed, SMALL if given.small else FULL, given.model, table_only=given.table_only)

@@ -11,6 +11,7 @@ from bigdeconv import models, psf, quality, simulation
 from bigdeconv.physics.convolution import Blur
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
+from bigdeconv.solvers import richardson_lucy as solver
 from bigdeconv.solvers.richardson_lucy import Problem, init, objective, solve, step
 
 SHAPE = (18, 30, 31)
@@ -74,6 +75,32 @@ def test_momentum_is_worth_it(method, tau):
     fast, slow = (objectives(problem(method, tau, momentum=m), 30) for m in (True, False))
     assert fast[-1] < slow[-1]
     assert np.diff(fast).max() < 1e-4 * (fast[0] - fast[-1])
+
+
+def many_views(method, tau, n_views, *, momentum):
+    truth, kernel, _ = scene(1)
+    kernels = np.stack([np.roll(kernel, v % 3 - 1, axis=2) for v in range(n_views)])
+    data = simulation.acquire(truth, kernels, photons=20, background=1.0, seed=1).astype(np.float64)
+    return Problem(
+        data=torch.tensor(data / 20, dtype=torch.float64),
+        weights=None,
+        background=0.05,
+        blur=Blur(torch.tensor(kernels, dtype=torch.float64), SHAPE),
+        prior=prior_of(method),
+        tau=tau,
+        momentum=momentum,
+    )
+
+
+@pytest.mark.parametrize(("method", "tau"), [("garl", 3.0), ("rltv", 0.3)])
+def test_several_steps_in_the_prior_lower_the_objective_faster(method, tau, monkeypatch):
+    """With 8 views a step on the data comes with two in the prior; the objective still never rises."""
+    assert [solver.prior_steps(n) for n in (1, 7, 8, 16, 32)] == [1, 1, 2, 4, 4]
+    twice = objectives(many_views(method, tau, 8, momentum=False), 15)
+    assert np.diff(twice).max() < 1e-9 * abs(twice[0])
+    monkeypatch.setattr(solver, "prior_steps", lambda _: 1)
+    once = objectives(many_views(method, tau, 8, momentum=False), 15)
+    assert twice[-1] < once[-1]
 
 
 @pytest.mark.parametrize("method", ["garl", "rltv"])
