@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
-KAPPA_TV = 1.0
+KAPPA_TV = 0.1
 """κ of TV behind ``--tau auto``, see `auto_tau`."""
 
 MU_MAX = 3.0
@@ -137,8 +137,8 @@ def device_memory_bytes() -> int:
 def auto_tau(method: str, photons: float, sigma: float, kappa: float, n_views: int) -> float:
     """Return the strength that fits the data: ``κ √V/(N σ²)`` for the learned prior, ``κ_TV √V/N`` for TV, 0 for RL.
 
-    The views are summed in the objective, so V of them at N photons weigh as one at V·N; with the noise of that sum the prior
-    may weigh less by √V.  ``tests/benchmarks/auto_tau.py`` has the rule against the best strength.
+    A rule of thumb: how strong a prior is best also depends on the PSF and the object.  ``tests/benchmarks/auto_tau.py`` has
+    it against the best strength.
 
     Parameters
     ----------
@@ -146,6 +146,10 @@ def auto_tau(method: str, photons: float, sigma: float, kappa: float, n_views: i
         N, photons per view at the intensity scale.
     sigma
         Noise level of the learned prior, as a fraction of the intensity scale.
+    kappa
+        κ of the learned prior's model.
+    n_views
+        V.
     """
     if method == "rl":
         return 0.0
@@ -186,7 +190,7 @@ def deconvolve(
     background
         Photons that do not come from the object, in the units of ``y``.
     tau
-        Strength of the prior, in units of the intensity scale; ``auto`` follows the photon level.
+        Strength of the prior, in units of the intensity scale; ``auto`` follows the photon level and the number of views.
     sigma
         Noise level of the learned prior, as a fraction of the intensity scale; default: the model's own.
     model

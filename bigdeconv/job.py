@@ -21,7 +21,7 @@ from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.intensity import Camera
 from bigdeconv.planner import Plan, Request, make_plan
-from bigdeconv.priors.filters import work_bytes
+from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.psf_files import read_psf
 
@@ -135,8 +135,7 @@ def inspect(config: JobConfig) -> Outline:
         input_itemsize=np.dtype(volume.dtype).itemsize,
         output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
         has_prior=config.method != "rl",
-        # A row of a block is not longer than one of the volume.
-        prior_bytes=work_bytes(model.layers, volume.zyx_shape[2]) if model is not None else 0,
+        prior_bytes=_prior_bytes(model, volume, cuda=cuda) if model is not None else 0,
         budget_bytes=_budget(config, workers, cuda),
         n_workers=workers,
         block_shape=_explicit(config.block_shape),
@@ -149,6 +148,13 @@ def inspect(config: JobConfig) -> Outline:
     )
     plan = make_plan(request)
     return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
+
+
+def _prior_bytes(model: WcrrWeights, volume: VolumeInfo, *, cuda: bool) -> int:
+    if cuda:
+        return 4 * CHAIN_BYTES  # the response, its ψ', what comes back, the library's work space
+    # A row of a block is not longer than one of the volume.
+    return work_bytes(model.layers, volume.zyx_shape[2])
 
 
 def prepare(outline: Outline) -> Job:

@@ -302,7 +302,7 @@ def memory_terms(request: Request, read: Triple, fft: Triple, core: Triple) -> t
         ("photons and weights", views * n_read * 4 * 3),
         ("estimate, momentum, sensitivity", 3 * real),
         ("OTFs", views * spectrum),
-        ("FFT work", 3 * spectrum + 2 * real),
+        ("FFT work", (4 if views == 1 else 5) * spectrum + 2 * real),
         ("prior", n_read * 4 * 2 + request.prior_bytes if request.has_prior else 0),
         ("output and waiting cores", n_core * (4 * 3 + 2 * request.output_itemsize)),
     )

@@ -229,7 +229,7 @@ def no_such_model(folder):
     return {"flags": ("--model", "tubes9000", "--method", "garl")}, (
         "model",
         "'tubes9000'",
-        "shipped: compact, standin",
+        "shipped: compact, large, standin",
     )
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import bigdeconv
-from bigdeconv import deconvolve, intensity, models, psf, quality, simulation
 from bigdeconv.deconvolution import auto_tau
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
@@ -379,37 +378,6 @@ def test_bad_input_is_refused_by_name(case):
 
 
 # ------------------------------------------------------------------------------------------------ the automatic strength
-
-
-def tubes_seen_with(photons):
-    """A volume of tubes and what a camera counts of it, with the settings that a user leaves to the program."""
-    shape, voxel = (20, 40, 40), (0.12, 0.04, 0.04)
-    extent = [n * v for n, v in zip(shape, voxel, strict=True)]
-    specimen = simulation.tubes(
-        3, extent, count=(3, 4), outer_radius_um=(0.04, 0.2), sigma_um=0.06, fluorophores_per_um=4000.0
-    )
-    truth = simulation.sample(specimen, shape, voxel, peak_one=True)
-    kernel = psf.airyscan(voxel_zyx_um=voxel, na=1.4, n_views=1)[0]
-    data = simulation.acquire(truth, kernel, photons=photons, background=1.0, seed=3)
-    background = intensity.estimate_background([data], [np.ones(shape, bool)], [n // 2 for n in kernel.shape])
-    return truth, kernel, data, background, intensity.estimate_scale([data], [np.ones(shape, bool)], background)
-
-
-@pytest.mark.parametrize("photons", [2.5, 8.0, 30.0, 100.0])
-def test_automatic_strength_is_near_the_best(photons):
-    """At one iteration count and one rule for all photon levels; tests/benchmarks/auto_tau.py has a wider grid."""
-    truth, kernel, data, background, scale = tubes_seen_with(photons)
-    model = models.resolve("default")
-    auto = auto_tau("garl", scale, model.sigma_default, model.kappa, n_views=1)
-    settings = {"background": background, "intensity_scale": scale}
-    found = {
-        factor: quality.rsnr(deconvolve(data, kernel, tau=factor * auto, **settings), truth)
-        for factor in (0.25, 0.5, 1.0, 2.0, 4.0)
-    }
-    assert found[1.0] > max(found.values()) - 0.3
-    assert deconvolve(data, kernel, tau="auto", **settings) == pytest.approx(
-        deconvolve(data, kernel, tau=auto, **settings), rel=1e-6
-    )
 
 
 def test_automatic_strength_grows_with_the_root_of_the_views():

@@ -47,7 +47,8 @@ def outside_training(model: WcrrWeights, voxel_zyx_um: tuple[float, float, float
     """Return a sentence for each property of the data that lies outside what the model's card says it was trained on."""
     sentences = []
     ratio = voxel_zyx_um[0] / math.sqrt(voxel_zyx_um[1] * voxel_zyx_um[2])
-    trained = model.card.get("settings", {}).get("data", {}).get("axial_ratio")
+    settings = model.card.get("settings", {})
+    trained = None if settings.get("volumes") else settings.get("data", {}).get("axial_ratio")
     if trained and not trained[0] * 0.99 <= ratio <= trained[1] * 1.01:
         sentences.append(
             f"The learned prior was trained on voxels {trained[0]:g} to {trained[1]:g} times as long in z as in y and x, this "

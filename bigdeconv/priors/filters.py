@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -140,6 +141,7 @@ class Rows:
         self._device = device
         self._step_voxels, self._depth = step_voxels, depth
         self._spectra: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._lock = Lock()
 
     def apply(self, x: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``Wᵀ(f(αWx)/α)``."""
@@ -199,17 +201,20 @@ class Rows:
 
     def _filter_spectra(self, length: int) -> tuple[Tensor, Tensor]:
         """Return the filters for rows of a length: ``frequency channel tap`` with α, ``frequency tap channel`` with 1/α."""
-        if length not in self._spectra:
-            spectrum = torch.fft.rfft(self._kernels, n=length).flatten(1, 2).permute(2, 0, 1)
-            column = self._alpha[:, None]
-            inward = (spectrum.conj() * column).resolve_conj()
-            outward = (spectrum / column).transpose(1, 2)
-            pair = tuple(s.to(self._device, self._complex).contiguous() for s in (inward, outward))
-            self._spectra[length] = (pair[0], pair[1])
-        self._spectra.move_to_end(length)
-        while len(self._spectra) > _KEPT:
-            self._spectra.popitem(last=False)
-        return self._spectra[length]
+        with self._lock:  # workers may solve several blocks with one prior
+            if length not in self._spectra:
+                self._spectra[length] = self._make_spectra(length)
+                while len(self._spectra) > _KEPT:
+                    self._spectra.popitem(last=False)
+            self._spectra.move_to_end(length)
+            return self._spectra[length]
+
+    def _make_spectra(self, length: int) -> tuple[Tensor, Tensor]:
+        spectrum = torch.fft.rfft(self._kernels, n=length).flatten(1, 2).permute(2, 0, 1)
+        column = self._alpha[:, None]
+        inward = (spectrum.conj() * column).resolve_conj()
+        outward = (spectrum / column).transpose(1, 2)
+        return inward.to(self._device, self._complex).contiguous(), outward.to(self._device, self._complex).contiguous()
 
     def _tiles(self, x: Tensor) -> Iterator[Box]:
         valid = triple(n - r for n, r in zip(x.shape, self._reach, strict=True))

@@ -126,8 +126,8 @@ def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitiv
     """Lower a function that touches the objective at ``p`` and lies above it, in the memory of ``p``.
 
     The data term is majorised as by Richardson-Lucy, with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
-    ``Σ (Hᵀw x − e log x) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  One from ``p = x`` can only lower the
-    objective, and so can several.
+    ``Σ (Hᵀw x − e log x) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x`` and
+    without momentum they can only lower the objective.
 
     De Pierro, IEEE Trans. Med. Imaging 14 (1995), for separable surrogates in emission tomography.
     """
@@ -187,5 +187,7 @@ def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:
             ratio.mul_(problem.weights[v])
         back = blur.adjoint_view(ratio, v)
         total = back if total is None else total.add_(back)
+        del model, ratio, back
     assert total is not None
+    del spectrum
     return blur.from_fourier(total)
