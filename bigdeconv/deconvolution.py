@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
-KAPPA_TV = 0.1
+KAPPA_TV = 0.03
 """κ of TV behind ``--tau auto``, see `auto_tau`."""
 
 MU_MAX = 3.0

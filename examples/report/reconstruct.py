@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
 TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-GARL_KAPPAS = (1 / 8, 1 / 4, 1 / 2)
-GARL_SIGMAS = (0.2, 0.4, 1.0)
+GARL_KAPPAS = (0.35, 0.7, 1.4)
+GARL_SIGMAS = (0.1, 0.2, 0.5)
 """Trials for GARL, as multiples of the model's own: κ of the automatic strength, which follows σ, and noise level."""
 
 
