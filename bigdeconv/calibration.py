@@ -144,9 +144,7 @@ def calibrate(
     validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
     if auto_tau:
-        kappa = model.kappa if model else 0.0
-        tau = deconvolution.auto_tau(settings.method, scale, settings.sigma, kappa, len(sampling.kernels))
-        settings = replace(settings, tau=tau)
+        settings = replace(settings, tau=_choose_tau(counts, sampling, settings, model, validity))
     if output_scale is None:
         output_scale = _choose_output_scale(sampling, settings, model, validity, halo) if integer_output else 1.0
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in counts)).hexdigest()
@@ -189,6 +187,20 @@ def _saturation(info: VolumeInfo, camera: Camera) -> float:
     if dtype.kind not in "iu" or dtype.itemsize > 2:
         return math.inf
     return (float(np.iinfo(dtype).max) - camera.offset) * camera.gain + camera.read_noise**2
+
+
+def _choose_tau(
+    counts: list[np.ndarray],
+    sampling: Sampling,
+    settings: deconvolution.Settings,
+    model: WcrrWeights | None,
+    validity: Validity,
+) -> float:
+    """Try strengths on the brightest region and on one that a quarter of the regions exceed."""
+    ranked = sorted(counts, key=lambda region: -_brightness(region, sampling.camera, validity))
+    chosen = [ranked[i] for i in sorted({0, len(ranked) // 4})]
+    views = (prepare_views(region, sampling.camera, validity)[:2] for region in chosen)
+    return deconvolution.choose_tau(views, sampling.kernels, model, settings)
 
 
 def _choose_output_scale(

@@ -130,7 +130,10 @@ class JobConfig(BaseModel):
         "convergent|reference",
     )
     tau: NonNegative | Auto = _option(
-        "auto", "Method", "Strength of the prior, in units of the intensity scale.", "F|auto"
+        "auto",
+        "Method",
+        "Strength of the prior, in units of the intensity scale; auto: the one with which the data predict themselves best.",
+        "F|auto",
     )
     sigma: Positive | None = _option(
         None,

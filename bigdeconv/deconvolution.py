@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from bigdeconv import intensity, models
+from bigdeconv import intensity, models, strength
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import triple
 from bigdeconv.physics.convolution import Blur
@@ -18,6 +18,7 @@ from bigdeconv.priors.wcrr import Wcrr
 from bigdeconv.solvers.richardson_lucy import Problem, solve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from bigdeconv.priors import Prior
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 Method = Literal["garl", "rl", "rltv"]
 DEFAULT_ITERATIONS: dict[str, int] = {"rl": 15, "rltv": 30, "garl": 50}
-KAPPA_TV = 0.03
-"""κ of TV behind ``--tau auto``, see `auto_tau`."""
+KAPPA_TV = 0.3
+"""κ of TV, see `likely_tau`."""
 
 MU_MAX = 3.0
 """Cap on μ for the convergent update, whose steps shorten as μ grows; the reference update keeps the model's own.
@@ -85,10 +86,17 @@ def restore(
     numpy.ndarray
         The estimate on the window, ``z y x``, in photons.
     """
+    problem = _problem(photons, weights, blur, prior, settings)
+    with torch.inference_mode():
+        return solve(problem, settings.iterations).mul_(settings.intensity_scale).cpu().numpy()
+
+
+def _problem(
+    photons: np.ndarray, weights: np.ndarray | None, blur: Blur, prior: Prior | None, settings: Settings
+) -> Problem:
     dtype, device, scale = settings.torch_dtype, settings.torch_device, settings.intensity_scale
-    data = torch.from_numpy(np.ascontiguousarray(photons)).to(device, dtype, copy=True).div_(scale)
-    problem = Problem(
-        data=data,
+    return Problem(
+        data=torch.from_numpy(np.ascontiguousarray(photons)).to(device, dtype, copy=True).div_(scale),
         weights=None if weights is None else torch.from_numpy(np.ascontiguousarray(weights)).to(device, dtype),
         background=settings.background / scale,
         blur=blur,
@@ -98,8 +106,6 @@ def restore(
         saturation=settings.saturation / scale * (1 - 1e-6),
         update=settings.update,
     )
-    with torch.inference_mode():
-        return solve(problem, settings.iterations).mul_(scale).cpu().numpy()
 
 
 def make_blur(kernels: np.ndarray, window_shape: tuple[int, int, int], settings: Settings) -> Blur:
@@ -134,11 +140,40 @@ def device_memory_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def auto_tau(method: str, photons: float, sigma: float, kappa: float, n_views: int) -> float:
-    """Return the strength that fits the data: ``κ √V/(N σ²)`` for the learned prior, ``κ_TV √V/N`` for TV, 0 for RL.
+def choose_tau(
+    views: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    kernels: np.ndarray,
+    model: WcrrWeights | None,
+    settings: Settings,
+) -> float:
+    """Return the strength of the prior with which data predict themselves best (`bigdeconv.strength`); 0 for RL.
 
-    A rule of thumb: how strong a prior is best also depends on the PSF and the object.  ``tests/benchmarks/auto_tau.py`` has
-    it against the best strength.
+    Parameters
+    ----------
+    views
+        Photons and the weights of their voxels (None: all 1), both ``v z y x``, of one or more parts of a volume; a window of
+        each is tried.
+    kernels
+        PSFs, ``v z y x``.
+    settings
+        All but ``tau``.
+    """
+    first = likely_tau(settings.method, settings.intensity_scale, settings.sigma, model.kappa if model else 0.0)
+    settings = replace(settings, tau=first)
+    prior = make_prior(settings, model)
+    if prior is None:
+        return 0.0
+    problems = []
+    for photons, weights in views:
+        window = (slice(None), *strength.window_of(photons))
+        data = np.nan_to_num(photons[window])
+        blur = make_blur(kernels, triple(data.shape[1:]), settings)
+        problems.append(_problem(data, None if weights is None else weights[window], blur, prior, settings))
+    return strength.choose(problems, settings.intensity_scale, settings.iterations)
+
+
+def likely_tau(method: str, photons: float, sigma: float, kappa: float) -> float:
+    """Return a strength to begin with: ``κ/(N σ²)`` for the learned prior, ``κ_TV/N`` for TV, 0 for RL.
 
     Parameters
     ----------
@@ -148,13 +183,10 @@ def auto_tau(method: str, photons: float, sigma: float, kappa: float, n_views: i
         Noise level of the learned prior, as a fraction of the intensity scale.
     kappa
         κ of the learned prior's model.
-    n_views
-        V.
     """
     if method == "rl":
         return 0.0
-    strength = KAPPA_TV if method == "rltv" else kappa / sigma**2
-    return strength * math.sqrt(n_views) / photons
+    return (KAPPA_TV if method == "rltv" else kappa / sigma**2) / photons
 
 
 def deconvolve(
@@ -190,7 +222,8 @@ def deconvolve(
     background
         Photons that do not come from the object, in the units of ``y``.
     tau
-        Strength of the prior, in units of the intensity scale; ``auto`` follows the photon level and the number of views.
+        Strength of the prior, in units of the intensity scale; ``auto`` finds the one with which a half of the photons best
+        predicts the other half.
     sigma
         Noise level of the learned prior, as a fraction of the intensity scale; default: the model's own.
     model
@@ -243,9 +276,7 @@ def deconvolve(
     settings = Settings(
         method=method,
         iterations=DEFAULT_ITERATIONS[method] if iterations is None else iterations,
-        tau=auto_tau(method, intensity_scale, sigma, model_weights.kappa if model_weights else 0.0, len(views))
-        if tau == "auto"
-        else tau,
+        tau=0.0 if tau == "auto" else tau,
         sigma=sigma,
         background=background,
         intensity_scale=intensity_scale,
@@ -256,6 +287,8 @@ def deconvolve(
         device=device,
     )
     datum_weights = None if weights is None and given.all() else _voxel_weights(views, given, weights)
+    if tau == "auto":
+        settings = replace(settings, tau=choose_tau([(photons, datum_weights)], kernels, model_weights, settings))
     blur = make_blur(kernels, triple(views.shape[1:]), settings)
     return restore(photons, datum_weights, blur, make_prior(settings, model_weights), settings)
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import bigdeconv
-from bigdeconv.deconvolution import auto_tau
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
 from bigdeconv.priors.weights import WcrrWeights
@@ -375,12 +374,3 @@ def test_bad_input_is_refused_by_name(case):
     arguments = {"method": "rl", "iterations": 1, "background": 0.1, "intensity_scale": 1.0, **REFERENCE, **change}
     with pytest.raises(InvalidInputError, match=rf"(?i)\b({argument})"):
         bigdeconv.deconvolve(arguments.pop("y", DATA), arguments.pop("psf", PSF), **arguments)
-
-
-# ------------------------------------------------------------------------------------------------ the automatic strength
-
-
-def test_automatic_strength_grows_with_the_root_of_the_views():
-    assert auto_tau("garl", 50.0, 0.02, 0.08, 4) == pytest.approx(2 * auto_tau("garl", 50.0, 0.02, 0.08, 1))
-    assert auto_tau("rltv", 50.0, 0.0, 0.0, 4) == pytest.approx(2 * auto_tau("rltv", 50.0, 0.0, 0.0, 1))
-    assert auto_tau("rl", 50.0, 0.0, 0.0, 4) == 0

@@ -76,7 +76,7 @@ def _convert(config: dict[str, Any], state: dict[str, Any], checkpoint: str) -> 
         beta=float(state["beta"]),
         gamma=float(state["gamma"]),
         lambda_max=fourier_lambda_max(arrays),
-        kappa=0.02,
+        kappa=0.05,
         sigma_default=2 / 255,
         card={"name": config["exp_name"], "imported_from": f"pyxudeconv {checkpoint}", "licence": "MIT, ThanhAnPham"},
     )

@@ -88,8 +88,10 @@ class TrainingConfig(_Settings):
     check_every: Count = Field(200, description="Steps between measurements on held-out volumes.")
     checked_sigmas: tuple[Positive, ...] = Field((5.0, 15.0, 25.0), description="Noise levels that are measured.")
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(120.0, description="Time between checkpoints.")
-    kappa: Positive = Field(0.02, description="κ of the exported model, behind an automatic τ.")
-    sigma_default: Positive = Field(2.0, description="σ of the exported model where none is given.")
+    kappa: Positive = Field(
+        0.05, description="κ of the exported model: the first strength that an automatic τ tries is κ/(N σ²)."
+    )
+    sigma_default: Positive = Field(5.0, description="σ of the exported model where none is given.")
 
     @model_validator(mode="after")
     def _crop_holds_something(self) -> Self:

@@ -10,7 +10,7 @@ import torch
 from phantom import VOXEL_ZYX_UM
 
 from bigdeconv import quality
-from bigdeconv.deconvolution import MU_MAX, auto_tau
+from bigdeconv.deconvolution import MU_MAX, likely_tau
 from bigdeconv.physics.convolution import Blur
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
 TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-GARL_KAPPAS = (0.35, 0.7, 1.4)
-GARL_SIGMAS = (0.1, 0.2, 0.5)
-"""Trials for GARL, as multiples of the model's own: κ of the automatic strength, which follows σ, and noise level."""
+GARL_KAPPAS = (0.6, 1.2, 2.4)
+GARL_SIGMAS = (0.2, 0.4, 1.0)
+"""Trials for GARL, as multiples of the model's own: κ of `likely_tau`, which follows σ, and noise level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
         The method with its settings, and one row per trial.
     """
     trials = []
-    for trial in _trials(method, len(scenes[0].kernels)):
+    for trial in _trials(method):
         found = [scores(scene, iterates(scene, trial)) for scene in scenes]
         values = [max(s.values()) if method.model is None else s[MARKS[-1]] for s in found]
         trials.append((sum(values) / len(values), trial))
@@ -99,13 +99,11 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
     return max(trials, key=lambda pair: pair[0])[1], rows
 
 
-def _trials(method: Method, n_views: int) -> list[Method]:
+def _trials(method: Method) -> list[Method]:
     if method.model is None:
         return [replace(method, strength=strength) for strength in TV_STRENGTHS]
     found = []
     for a, b in product(GARL_SIGMAS, GARL_KAPPAS):
         sigma = a * method.model.sigma_default
-        found.append(
-            replace(method, sigma=sigma, strength=auto_tau("garl", 1.0, sigma, b * method.model.kappa, n_views))
-        )
+        found.append(replace(method, sigma=sigma, strength=likely_tau("garl", 1.0, sigma, b * method.model.kappa)))
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bigdeconv import deconvolve, intensity, models, psf, quality, simulation
-from bigdeconv.deconvolution import auto_tau
+from bigdeconv.deconvolution import Settings, choose_tau
 
 SHAPE = (24, 64, 64)
 VOXEL_ZYX_UM = (0.12, 0.04, 0.04)
@@ -38,7 +38,8 @@ def main() -> None:
         everywhere = [np.ones(SHAPE, bool)] * arguments.views
         background = intensity.estimate_background(list(data), everywhere, [n // 2 for n in kernels.shape[1:]])
         scale = intensity.estimate_scale(list(data), everywhere, background)
-        tau = auto_tau("garl", scale, model.sigma_default, model.kappa, arguments.views)
+        draft = Settings("garl", 50, 0.0, model.sigma_default, background, scale, VOXEL_ZYX_UM)
+        tau = choose_tau([(data, None)], kernels, model, draft)
         settings = {"model": model, "background": background, "intensity_scale": scale}
         found = {f: quality.rsnr(deconvolve(data, kernels, tau=f * tau, **settings), truth) for f in FACTORS}
         row = "  ".join(f"{factor:g}: {value:.2f}" for factor, value in found.items())

@@ -1,0 +1,122 @@
+"""How strong a prior should be, told by the data: split the photons in two, restore one half, predict the other.
+
+Where a coin is tossed for each photon of a Poisson count, heads and tails are independent Poisson counts.  An estimate from heads
+with too weak a prior repeats their noise, with too strong a prior it misses structure; either predicts tails worse.  Neither the
+truth nor anything about the object needs to be known, and the PSF has its say.
+
+References
+----------
+Neufeld, Dharamshi, Gao, Witten, "Data thinning for convolution-closed distributions", J. Mach. Learn. Res. 25 (2024).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.ndimage import uniform_filter
+
+from bigdeconv.solvers.richardson_lucy import FLOOR, init, step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bigdeconv.geometry import Triple
+    from bigdeconv.solvers.richardson_lucy import Problem
+
+FACTOR = 3.0
+"""Between one strength and the next that is tried."""
+MOST_STEPS = 4
+"""Strengths further away from the first one than this are not tried."""
+SEED = 20250210
+WINDOW_VOXELS = 2**17
+"""Voxels of a window that strengths are tried on, all views together."""
+LEAST_EDGE = 32
+
+
+def choose(problems: Sequence[Problem], photons: float, iterations: int) -> float:
+    """Return the strength τ with which each half of the photons best predicts the other half.
+
+    Parameters
+    ----------
+    problems
+        Windows of data with the same prior and, as a first guess, the same ``tau`` above 0.
+    photons
+        Photons at a data value of 1.
+    iterations
+        As many as the whole data will get: a strength goes with them.
+
+    Returns
+    -------
+    float
+        The vertex of a parabola through the best strength tried and its neighbours, in the logarithm of τ.
+    """
+    halves = [half for problem in problems for half in _split(problem, photons)]
+    losses: dict[int, float] = {}
+
+    def loss(k: int) -> float:
+        if k not in losses:
+            losses[k] = sum(_loss(*half, FACTOR**k, iterations) for half in halves)
+        return losses[k]
+
+    k = 0
+    upwards = loss(1) < loss(0)
+    while abs(k) < MOST_STEPS and loss(k + 1 if upwards else k - 1) < loss(k):
+        k += 1 if upwards else -1
+    # Three digits: more than the data tell, and no rounding of sums shows in them.
+    return float(f"{problems[0].tau * FACTOR ** (k + _vertex(losses, k)):.3g}")
+
+
+def window_of(photons: np.ndarray) -> tuple[slice, ...]:
+    """Return the window ``z y x`` in which views ``v z y x`` are brightest on the whole, small enough to try strengths on."""
+    mean = np.nan_to_num(photons).mean(axis=0)
+    shape = _window_shape(mean.shape, len(photons))
+    # The mean over a window, at the window's first voxel; those that would reach out of the volume do not count.
+    sums = uniform_filter(mean, shape, mode="constant", origin=[-(n // 2) for n in shape])
+    inside = sums[tuple(slice(0, n - w + 1) for n, w in zip(mean.shape, shape, strict=True))]
+    start = np.unravel_index(int(inside.argmax()), inside.shape)
+    return tuple(slice(int(a), int(a) + n) for a, n in zip(start, shape, strict=True))
+
+
+def _window_shape(zyx_shape: Sequence[int], n_views: int) -> Triple:
+    edge = max(round((WINDOW_VOXELS / n_views) ** (1 / 3)), LEAST_EDGE)
+    z, y, x = (min(edge, n) for n in zyx_shape)
+    return z, y, x
+
+
+def _split(problem: Problem, photons: float) -> list[tuple[Problem, torch.Tensor]]:
+    """Toss a coin for every photon; return, for each half, its problem and the data of the other."""
+    counts = (problem.data.double() * photons).round().cpu().numpy().astype(np.int64)
+    heads = np.random.default_rng(SEED).binomial(counts, 0.5)
+    # Twice a half of the photons shows the same x as all of them.
+    first, second = (problem.data.new_tensor(half * (2 / photons)) for half in (heads, counts - heads))
+    return [(replace(problem, data=first), second), (replace(problem, data=second), first)]
+
+
+def _loss(seen: Problem, unseen: torch.Tensor, factor: float, iterations: int) -> float:
+    """Return the I-divergence, but for a constant, from the unseen half to what an estimate from the seen half predicts."""
+    # With half the photons the data weigh half as much: so that the prior weighs as it would in the end, τ is doubled.
+    trial = replace(seen, tau=2 * factor * seen.tau)
+    with torch.inference_mode():
+        state = init(trial)
+        for _ in range(iterations):
+            step(trial, state)
+        expected = trial.blur.forward(state.x).add_(trial.background).clamp_(min=FLOOR)
+        terms = expected - torch.xlogy(unseen, expected)
+        if trial.weights is not None:
+            terms *= trial.weights
+        if math.isfinite(trial.saturation):
+            terms *= unseen < trial.saturation
+        return float(terms.sum(dtype=torch.float64))
+
+
+def _vertex(losses: dict[int, float], k: int) -> float:
+    """Return where a parabola through a minimum and its neighbours has its vertex, from -0.5 to 0.5."""
+    if k - 1 not in losses or k + 1 not in losses:
+        return 0.0
+    below, least, above = (losses[i] for i in (k - 1, k, k + 1))
+    bend = below - 2 * least + above
+    return (below - above) / (2 * bend) if bend > 0 else 0.0

@@ -1,0 +1,140 @@
+"""The automatic strength of a prior: against the best by the truth, against brute force, and indifferent to units."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import xlogy
+
+from bigdeconv import deconvolve, intensity, models, psf, quality, simulation, strength
+from bigdeconv.deconvolution import Settings, choose_tau, likely_tau, make_blur
+
+VOXEL_ZYX_UM = (0.12, 0.04, 0.04)
+ITERATIONS = 30
+FACTORS = (1 / 9, 1 / 3, 1, 3, 9)
+
+
+def tubes(shape=(16, 40, 40), seed=3):
+    extent = [n * v for n, v in zip(shape, VOXEL_ZYX_UM, strict=True)]
+    specimen = simulation.tubes(
+        seed, extent, count=(3, 4), outer_radius_um=(0.04, 0.2), sigma_um=0.06, fluorophores_per_um=2000.0
+    )
+    return simulation.sample(specimen, shape, VOXEL_ZYX_UM, peak_one=True)
+
+
+def seen_through(kernel, photons, seed=3):
+    """Data ``v z y x``, the truth, and settings without a strength."""
+    truth = tubes()
+    counts = simulation.acquire(truth, kernel, photons=photons, background=1.0, seed=seed)[None].astype(np.float32)
+    scale = intensity.estimate_scale(list(counts), [np.ones(truth.shape, bool)], 1.0)
+    return counts, truth, Settings("garl", ITERATIONS, 0.0, 5 / 255, 1.0, scale, VOXEL_ZYX_UM)
+
+
+AIRYSCAN = psf.airyscan(voxel_zyx_um=VOXEL_ZYX_UM, na=1.4, n_views=1)[0]
+BROAD = psf.gaussian((2.0, 2.5, 2.5))
+
+
+class TestAgainstTheTruth:
+    @pytest.mark.parametrize(("kernel", "photons"), [(AIRYSCAN, 100.0), (AIRYSCAN, 8.0), (BROAD, 60.0)])
+    def test_the_learned_prior_is_near_its_best(self, kernel, photons):
+        self.check("garl", kernel, photons, 0.3)
+
+    @pytest.mark.parametrize("kernel", [AIRYSCAN, BROAD], ids=["airyscan", "broad"])
+    def test_tv_is_near_its_best(self, kernel):
+        self.check("rltv", kernel, 60.0, 0.6)
+
+    def check(self, method, kernel, photons, within_db):
+        counts, truth, draft = seen_through(kernel, photons)
+        draft = replace(draft, method=method)
+        model = models.resolve("compact")
+        chosen = choose_tau([(counts, None)], kernel[None], model, draft)
+
+        def rsnr(tau):
+            given = {"background": 1.0, "intensity_scale": draft.intensity_scale, "sigma": draft.sigma}
+            estimate = deconvolve(
+                counts[0], kernel, method=method, iterations=ITERATIONS, tau=tau, voxel_zyx_um=VOXEL_ZYX_UM, **given
+            )
+            return quality.rsnr(estimate, truth)
+
+        assert rsnr(chosen) > max(rsnr(chosen * f) for f in FACTORS) - within_db
+
+
+def test_chosen_is_what_predicts_the_other_half_best():
+    """Brute force over strengths, with a split and a prediction of the test's own."""
+    counts, _, draft = seen_through(AIRYSCAN, 60.0)
+    draft = replace(draft, method="rltv", intensity_scale=50.0)
+    half = np.random.default_rng(0).binomial(counts.astype(np.int64), 0.5)
+    blur = make_blur(AIRYSCAN[None], counts.shape[1:], draft)
+
+    def prediction_loss(tau):
+        estimate = deconvolve(
+            half[0], AIRYSCAN, method="rltv", iterations=ITERATIONS, tau=2 * tau, background=0.5, intensity_scale=25.0,
+            voxel_zyx_um=VOXEL_ZYX_UM,
+        )  # fmt: skip
+        # The estimate covers the data only: away from the faces that is all that counts.
+        inner = (0, slice(5, -5), slice(12, -12), slice(12, -12))
+        whole = np.zeros(blur.estimate_shape, np.float32)
+        whole[blur.data_slices] = estimate
+        expected = blur.forward(torch.from_numpy(whole)).numpy() + 0.5
+        return float((expected - xlogy(counts - half, expected))[inner].sum())
+
+    first = likely_tau("rltv", 50.0, 0.0, 0.0)
+    tried = [first * strength.FACTOR**k for k in range(-4, 5)]
+    best = min(tried, key=prediction_loss)
+    chosen = choose_tau([(counts, None)], AIRYSCAN[None], None, draft)
+    assert best / strength.FACTOR <= chosen <= best * strength.FACTOR
+
+
+class TestUnits:
+    def test_the_same_photons_in_other_units_have_the_same_strength(self):
+        """τ is in units of the intensity scale: what counts as 1 shifts it and nothing else."""
+        counts, _, draft = seen_through(AIRYSCAN, 60.0)
+        draft = replace(draft, method="rltv", iterations=5)
+        twice = replace(draft, intensity_scale=2 * draft.intensity_scale)
+        one, other = (choose_tau([(counts, None)], AIRYSCAN[None], None, s) for s in (draft, twice))
+        assert one / other == pytest.approx(2, rel=1e-2)
+
+    def test_it_is_the_same_every_time(self):
+        counts, _, draft = seen_through(AIRYSCAN, 60.0)
+        draft = replace(draft, iterations=3)
+        model = models.resolve("compact")
+        assert len({choose_tau([(counts, None)], AIRYSCAN[None], model, draft) for _ in range(2)}) == 1
+
+    def test_weightless_voxels_say_nothing(self):
+        counts, _, draft = seen_through(AIRYSCAN, 60.0)
+        draft = replace(draft, method="rltv", iterations=5)
+        weights = np.ones_like(counts)
+        weights[..., :10] = 0
+        spoilt = counts.copy()
+        spoilt[..., :10] = 0
+        masked = choose_tau([(counts, weights)], AIRYSCAN[None], None, draft)
+        assert choose_tau([(spoilt, weights)], AIRYSCAN[None], None, draft) == pytest.approx(masked, rel=0.5)
+
+    def test_rl_has_none(self):
+        counts, _, draft = seen_through(AIRYSCAN, 60.0)
+        assert choose_tau([(counts, None)], AIRYSCAN[None], None, replace(draft, method="rl")) == 0
+        assert likely_tau("rl", 50.0, 0.0, 0.0) == 0
+
+
+class TestWindow:
+    @pytest.mark.parametrize("views", [1, 3])
+    def test_it_is_the_brightest_of_all(self, views):
+        rng = np.random.default_rng(1)
+        photons = rng.random((views, 40, 70, 36))
+        photons[:, 3:38, 30:65] += 0.2
+        window = strength.window_of(photons)
+        shape = [s.stop - s.start for s in window]
+        assert all(n <= m for n, m in zip(shape, photons.shape[1:], strict=True))
+        sums = {
+            (z, y, x): photons[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]].sum()
+            for z in range(41 - shape[0])
+            for y in range(71 - shape[1])
+            for x in range(37 - shape[2])
+        }
+        assert tuple(s.start for s in window) == max(sums, key=sums.__getitem__)
+
+    def test_it_is_small(self):
+        shape = [s.stop - s.start for s in strength.window_of(np.ones((32, 64, 64, 64)))]
+        assert shape == [32, 32, 32]
+        assert [s.stop - s.start for s in strength.window_of(np.ones((1, 9, 64, 64)))] == [9, 51, 51]
