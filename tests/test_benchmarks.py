@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import replace
+import math
 
 import pytest
-import torch
 
-from tests import make
-from tests.benchmarks import suite
+from tests.benchmarks import gpu, suite
 
 
 @pytest.mark.cluster
 def test_the_suite_runs(tmp_path, cluster_address):
-    results = suite.run(tmp_path, suite.SMALL, scheduler=cluster_address)
-    results = json.loads(json.dumps(results))
+    results = json.loads(json.dumps(suite.run(tmp_path, suite.SMALL, scheduler=cluster_address)))
     contest = results["contest"]
     assert set(contest) == set(suite.SMALL.names)
     assert all(contest[name]["peak_bytes"] > 0 for name in ("rl", "plain torch loop, RL"))
@@ -31,3 +25,16 @@ def test_the_suite_runs(tmp_path, cluster_address):
     for name in suite.SMALL.names:
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert ("not installed" in line) == (contest[name] is None)
+
+
+def test_the_script_for_gpus_runs_without_one():
+    results = gpu.run("cpu", [16], (10, 12, 14), iterations=2, steps=1)
+    assert results["apart"] == dict.fromkeys(gpu.METHODS, 0.0)
+    assert [row["method"] for row in results["timing"]] == list(gpu.METHODS)
+    assert all(math.isfinite(row["ns_per_fft_voxel"]) for row in results["timing"])
+
+
+def test_the_chain_is_counted_by_hand():
+    """3×3×3 taps between 1, 4, 8 and 64 channels, a product and a sum each, there and back."""
+    model = suite.prior.models.resolve("large")
+    assert gpu.chain_flop(model) == 2 * 2 * 27 * (1 * 4 + 4 * 8 + 8 * 64)

@@ -13,6 +13,7 @@ from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
 from bigdeconv.solvers import richardson_lucy as solver
 from bigdeconv.solvers.richardson_lucy import Problem, init, objective, solve, step
+from tests.benchmarks import convergence
 
 SHAPE = (18, 30, 31)
 VOXEL_UM = (0.15, 0.08, 0.08)
@@ -134,6 +135,21 @@ def test_the_parabola_lies_above_the_prior(method):
         d = size * torch.randn(SHAPE, dtype=torch.float64, generator=generator)
         above = prior.value(x) + float((prior.gradient(x) * d).sum()) + 0.5 * float((prior.curvature(x) * d * d).sum())
         assert prior.value(x + d) <= above * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("prior", ["tv", "compact"])
+@pytest.mark.parametrize("strength", convergence.STRENGTHS)
+def test_a_row_of_the_table_of_convergence(prior, strength):
+    """One phantom of the benchmark, at its tuned strength, a tenth of it and ten times as much."""
+    (row,) = convergence.table([prior], (14, 28, 28), phantoms=["balls"], strengths=[strength])
+    assert row.rise_without_momentum < 1e-9
+    assert row.rise < 1e-3
+    assert row.longest_rise <= 3
+    assert row.level_with_reference is not None
+    assert row.level_with_reference <= 55
+    assert row.float32_apart < 1e-4
+    # Two hundredths of a decibel are what one iteration more or less is worth.
+    assert row.rsnr_db > max(row.rsnr_reference_db, row.rsnr_own_mu_db) - 0.02
 
 
 def test_a_strong_prior_does_no_harm():
