@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.benchmarks import gpu, suite
+from tests.benchmarks import auto_tau, curvature_cap, gpu, suite
 
 
 @pytest.mark.cluster
@@ -38,3 +38,15 @@ def test_the_chain_is_counted_by_hand():
     """3×3×3 taps between 1, 4, 8 and 64 channels, a product and a sum each, there and back."""
     model = suite.prior.models.resolve("large")
     assert gpu.chain_flop(model) == 2 * 2 * 27 * (1 * 4 + 4 * 8 + 8 * 64)
+
+
+def test_the_trials_behind_the_constants_run(monkeypatch, capsys):
+    for name, value in {"SHAPE": (8, 12, 12), "MARKS": (1, 2), "STRENGTHS": (10.0,)}.items():
+        monkeypatch.setattr(curvature_cap, name, value)
+    curvature_cap.compare(11, 10.0)
+    assert capsys.readouterr().out.count("μ ≤") == 4
+    for name, value in {"SHAPE": (8, 16, 16), "PHOTONS": (30,), "FACTORS": (1.0,)}.items():
+        monkeypatch.setattr(auto_tau, name, value)
+    monkeypatch.setattr("sys.argv", ["auto_tau"])
+    auto_tau.main()
+    assert "auto less best: +0.00 dB" in capsys.readouterr().out

@@ -56,9 +56,9 @@ def target(shape: tuple[int, int, int], seed: int) -> np.ndarray:
 PHANTOMS = {"tubes": tubes, "balls": balls, "target": target}
 
 
-def image(truth: np.ndarray, photons: float, seed: int) -> Scene:
-    """Return what a microscope makes of an object: blurred, on a background, with shot noise."""
-    kernel = psf.gaussian((1.2, 1.3, 1.3))
+def image(truth: np.ndarray, photons: float, seed: int, kernel: np.ndarray | None = None) -> Scene:
+    """Return what a microscope makes of an object: blurred (by a narrow PSF if none is given), on a background, with noise."""
+    kernel = psf.gaussian((1.2, 1.3, 1.3)) if kernel is None else kernel
     counts = simulation.acquire(truth, kernel, photons=photons, background=BACKGROUND, seed=seed).astype(np.float32)
     scale = intensity.estimate_scale([counts], [np.ones(truth.shape, bool)], BACKGROUND)
     return Scene(truth, kernel, counts, scale)
