@@ -50,7 +50,8 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     BigdeconvError
         If the estimate is not finite.
     """
-    started = time.perf_counter()
+    stats: dict[str, Any] = {}
+    laps = _Laps(stats)
     channel = recipe.channels[task.channel]
     counts = read_box(
         recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
@@ -59,8 +60,8 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     owned = task.core.relative_to(task.read.start).slices
     photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity, owned)
     del counts, views
-    read_seconds = time.perf_counter() - started
-    stats = {"read_seconds": round(read_seconds, 3), **{k: v for k, v in asdict(voxel_counts).items() if v}}
+    stats |= {k: v for k, v in asdict(voxel_counts).items() if v}
+    laps.end("read")
     if weights is not None and not weights.any():
         _leave_empty_rims(recipe, task)
         return Solved(None, stats | {"skipped": True})
@@ -68,13 +69,15 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     estimate = restore(photons, weights, blur, prior, channel.settings)
     if not np.isfinite(estimate).all():
         raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
+    laps.end("solve")
     kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
     has_lower = triple(int(p > 0) for p in task.position)
     blending.weigh_(kept, task.core.shape, recipe.plan.blend, has_lower)
     for direction, box in blending.rim_boxes(kept.shape, task.core.shape):
         ledger.write_rim(recipe.scratch, task.index, direction, kept[box.slices])
     core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
-    return Solved(core, stats | {"solve_seconds": round(time.perf_counter() - started - read_seconds, 3)})
+    laps.end("blend")
+    return Solved(core, stats)
 
 
 def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Triple, int]) -> dict[str, Any]:
@@ -90,20 +93,19 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Trip
     dict
         The block's statistics, for the ledger.
     """
-    started = time.perf_counter()
+    stats = dict(solved.stats)
+    laps = _Laps(stats)
     incoming = {d: ledger.read_rim(recipe.scratch, index, d) for d, index in rims.items()}
     core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
     blending.merge_(core, incoming)
+    laps.end("blend")
     stored, clipped = to_stored(core, recipe, task.channel)
     if solved.core is not None or any(rim.size for rim in incoming.values()):
         _write_levels(recipe, task, stored)
-    return {
-        "block": task.index,
-        **solved.stats,
-        **({"clipped": clipped} if clipped else {}),
-        "max": round(float(core.max()), 4),
-        "write_seconds": round(time.perf_counter() - started, 3),
-    }
+    laps.end("write")
+    if clipped:
+        stats["clipped"] = clipped
+    return {"block": task.index, **stats, "max": round(float(core.max()), 4)}
 
 
 def to_stored(core: np.ndarray, recipe: Recipe, channel: int) -> tuple[np.ndarray, int]:
@@ -178,6 +180,19 @@ def _round_mantissa(values: np.ndarray, keep_bits: int) -> np.ndarray:
     bits = values.astype(np.float32).view(np.uint32)
     half = np.uint32((1 << (drop - 1)) - 1) + ((bits >> np.uint32(drop)) & np.uint32(1))
     return ((bits + half) & np.uint32(~((1 << drop) - 1) & 0xFFFFFFFF)).view(np.float32)
+
+
+class _Laps:
+    """Adds to a block's statistics the seconds that went into each part of the work."""
+
+    def __init__(self, stats: dict[str, Any]) -> None:
+        self._stats, self._since = stats, time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """Count the time since the last call, or since the start, for a part."""
+        now, key = time.perf_counter(), f"{part}_seconds"
+        self._stats[key] = round(self._stats.get(key, 0.0) + now - self._since, 3)
+        self._since = now
 
 
 _TOOLS: dict[str, tuple[Any, Any]] = {}

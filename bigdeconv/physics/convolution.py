@@ -19,9 +19,13 @@ import torch
 from bigdeconv.geometry import Triple, fast_length, triple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
 
 AXES = (-3, -2, -1)
+SLAB_BYTES = 2**19
+"""Part of a spectrum that a CPU core takes at a time, so that it stays in the cache; a GPU takes all at once."""
 
 
 class Blur:
@@ -33,15 +37,17 @@ class Blur:
         PSFs, ``v z y x``, all of one shape, each with its centre at ``shape // 2``.
     data_shape
         Extent of the data window, z y x.
+    slab_bytes
+        Part of a spectrum to take at a time; default `SLAB_BYTES` per thread on a CPU, all of it elsewhere.
 
     Notes
     -----
-    ``forward`` and ``adjoint`` are each other's adjoint.  The steps that they are made of (``to_fourier``,
-    ``forward_view``, ``adjoint_view``, ``from_fourier``) are public so that a solver can go through many views while it
-    holds only one view of the data window besides the estimate.
+    ``forward`` and ``adjoint`` are each other's adjoint.  Planes are transformed before the axis z on the way to a spectrum and
+    after it on the way back, so that planes of padding, and those that nobody reads, are never made.  Both go slab by
+    slab, and in place where what was there is no longer needed.
     """
 
-    def __init__(self, kernels: Tensor, data_shape: Triple) -> None:
+    def __init__(self, kernels: Tensor, data_shape: Triple, *, slab_bytes: int | None = None) -> None:
         psf_shape = triple(kernels.shape[1:])
         self.data_shape = data_shape
         self.estimate_shape = triple(d + p - 1 for d, p in zip(data_shape, psf_shape, strict=True))
@@ -49,56 +55,122 @@ class Blur:
         lower = (p - 1 - p // 2 for p in psf_shape)
         z, y, x = (slice(lo, lo + d) for lo, d in zip(lower, data_shape, strict=True))
         self.data_slices = (z, y, x)
+        if slab_bytes is None:
+            slab_bytes = SLAB_BYTES * torch.get_num_threads() if kernels.device.type == "cpu" else 2**62
+        row_bytes = 2 * kernels.element_size() * (self.fft_shape[2] // 2 + 1)
+        self._planes_at_once = max(slab_bytes // (row_bytes * self.fft_shape[1]), 1)
+        self._rows_at_once = max(slab_bytes // (row_bytes * self.fft_shape[0]), 1)
         # Rolling the kernel by P-1 puts the first valid voxel of the linear convolution at index 0 of the FFT window.
         shifts = [1 - p for p in psf_shape]
-        self._otfs = [
-            torch.fft.rfftn(torch.roll(_padded(kernel, self.fft_shape), shifts, AXES), dim=AXES) for kernel in kernels
-        ]
+        self._otfs = [self._transform(torch.roll(_padded(kernel, self.fft_shape), shifts, AXES)) for kernel in kernels]
 
     @property
     def n_views(self) -> int:
         """Number of views."""
         return len(self._otfs)
 
-    def to_fourier(self, x: Tensor) -> Tensor:
-        """Return the spectrum of an estimate on ``E``."""
-        return self._transform(x)
-
-    def forward_view(self, spectrum: Tensor, view: int) -> Tensor:
-        """Return the blurred estimate on ``D`` as one view sees it; partner of `adjoint_view`."""
-        return self._transform_back(spectrum * self._otfs[view], self.data_shape)
-
-    def adjoint_view(self, data: Tensor, view: int) -> Tensor:
-        """Return the spectrum of the back-projection of one view given on ``D``; partner of `forward_view`."""
-        return self._transform(data).mul_(self._otfs[view].conj())
-
-    def from_fourier(self, spectrum: Tensor) -> Tensor:
-        """Return what a spectrum holds on ``E``; partner of `to_fourier`."""
-        return self._transform_back(spectrum, self.estimate_shape)
-
-    def _transform(self, x: Tensor) -> Tensor:
-        """Transform planes first: those that would be padding are never made."""
-        planes = torch.fft.rfft2(x, s=self.fft_shape[1:])
-        spectrum: Tensor = torch.fft.fft(planes, n=self.fft_shape[0], dim=0)
-        return spectrum
-
-    def _transform_back(self, spectrum: Tensor, shape: Triple) -> Tensor:
-        """Transform along z first: planes that nobody reads are left out after it."""
-        planes = torch.fft.ifft(spectrum, dim=0)[: shape[0]]
-        volume: Tensor = torch.fft.irfft2(planes, s=self.fft_shape[1:])
-        return volume[_first(shape)]
+    def views(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield ``H_v x`` on ``D``, view by view, of an estimate on ``E``."""
+        spectrum = self._transform(x)
+        for otf in self._otfs:
+            yield self._volume(self._blurred(spectrum, otf), self.data_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``H x``, ``v z y x`` on ``D``, of an estimate on ``E``; partner of `adjoint`."""
-        spectrum = self.to_fourier(x)
-        return torch.stack([self.forward_view(spectrum, v) for v in range(self.n_views)])
+        return torch.stack(list(self.views(x)))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return ``Σᵥ Hᵥᵀ yᵥ`` on ``E`` of views ``v z y x`` on ``D``; partner of `forward`."""
-        spectrum = self.adjoint_view(y[0], 0)
-        for v in range(1, self.n_views):
-            spectrum += self.adjoint_view(y[v], v)
-        return self.from_fourier(spectrum)
+        """Return ``Σ_v H_vᵀ y_v`` on ``E`` of views ``v z y x`` on ``D``; partner of `forward`."""
+        total = None
+        for view, otf in zip(y, self._otfs, strict=True):
+            total = self._back_projected(self._planes(view), otf, total, total)
+        assert total is not None
+        return self._estimate(total)
+
+    def there_and_back(self, x: Tensor, between: Callable[[int, slice, Tensor], Tensor]) -> Tensor:
+        """Return ``Σ_v H_vᵀ f_v(H_v x)`` on ``E`` of an estimate on ``E``, with one view in memory at a time.
+
+        Parameters
+        ----------
+        between
+            ``f``, elementwise, from a view's number, a range of planes of ``D`` and these planes of ``H_v x``, which it may
+            overwrite.
+        """
+        spectrum = self._transform(x)
+        total = None
+        for v, otf in enumerate(self._otfs):
+            planes = self._changed(self._blurred(spectrum, otf), v, between)
+            # A single view needs the spectrum no more.
+            total = self._back_projected(planes, otf, total, spectrum if self.n_views == 1 else total)
+            del planes
+        assert total is not None
+        del spectrum
+        return self._estimate(total)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        planes = self._planes(x)
+        return self._by_rows(lambda y: torch.fft.fft(planes[:, y], n=self.fft_shape[0], dim=0))
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """Return the spectra of a volume's planes."""
+        return self._by_planes(lambda z: torch.fft.rfft2(x[z], s=self.fft_shape[1:]), len(x))
+
+    def _blurred(self, spectrum: Tensor, otf: Tensor) -> Tensor:
+        """Return the spectra of the planes of ``H_v x`` on ``D``."""
+        depth = self.data_shape[0]
+        return self._by_rows(lambda y: torch.fft.ifft(spectrum[:, y] * otf[:, y], dim=0)[:depth])
+
+    def _changed(self, planes: Tensor, view: int, between: Callable[[int, slice, Tensor], Tensor]) -> Tensor:
+        """Return the spectra of the planes of ``f_v(H_v x)``, in the memory of those of ``H_v x``."""
+        _, height, width = self.data_shape
+
+        def change(z: slice) -> Tensor:
+            model = torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width]
+            spectra: Tensor = torch.fft.rfft2(between(view, z, model), s=self.fft_shape[1:])
+            return spectra
+
+        return self._by_planes(change, len(planes), planes)
+
+    def _back_projected(self, planes: Tensor, otf: Tensor, total: Tensor | None, out: Tensor | None) -> Tensor:
+        """Return ``total`` and the spectrum of a back-projection, in the memory of ``out`` where it is given."""
+
+        def add(y: slice) -> Tensor:
+            back: Tensor = torch.fft.fft(planes[:, y], n=self.fft_shape[0], dim=0).mul_(otf[:, y].conj())
+            return back if total is None else back.add_(total[:, y])
+
+        return self._by_rows(add, out)
+
+    def _estimate(self, spectrum: Tensor) -> Tensor:
+        """Return what a spectrum holds on ``E``, overwriting it."""
+        depth = self.estimate_shape[0]
+        planes = self._by_rows(lambda y: torch.fft.ifft(spectrum[:, y], dim=0)[:depth], spectrum[:depth])
+        return self._volume(planes, self.estimate_shape)
+
+    def _volume(self, planes: Tensor, shape: Triple) -> Tensor:
+        """Return the volume whose planes have these spectra."""
+        _, height, width = shape
+        return self._by_planes(
+            lambda z: torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width], len(planes)
+        )
+
+    def _by_planes(self, make: Callable[[slice], Tensor], depth: int, out: Tensor | None = None) -> Tensor:
+        return _joined(make, depth, self._planes_at_once, 0, out)
+
+    def _by_rows(self, make: Callable[[slice], Tensor], out: Tensor | None = None) -> Tensor:
+        return _joined(make, self.fft_shape[1], self._rows_at_once, 1, out)
+
+
+def _joined(make: Callable[[slice], Tensor], extent: int, step: int, axis: int, out: Tensor | None) -> Tensor:
+    """Return slabs joined along an axis: in the memory of ``out`` where it is given, or one slab as it was made."""
+    if step >= extent:
+        return make(slice(None))
+    for start in range(0, extent, step):
+        slab = make(slice(start, min(start + step, extent)))
+        if out is None:
+            out = slab.new_empty((*slab.shape[:axis], extent, *slab.shape[axis + 1 :]))
+        out.narrow(axis, start, slab.shape[axis]).copy_(slab)
+    assert out is not None
+    return out
 
 
 def _first(shape: Triple) -> tuple[slice, slice, slice]:

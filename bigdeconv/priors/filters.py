@@ -64,7 +64,7 @@ class Chain:
     dtype, device
         Where and how to compute.
     limit_bytes
-        Memory of the last response.
+        Memory of the last response at a time, if that is enough for a row.
     """
 
     def __init__(
@@ -105,8 +105,9 @@ class Chain:
 
     def _slabs(self, x: Tensor) -> Iterator[Box]:
         valid = triple(n - r for n, r in zip(x.shape, self._reach, strict=True))
-        plane_bytes = valid[1] * valid[2] * self._inward[-1].shape[0] * x.element_size()
-        yield from _tiles(valid, self._reach, (max(self._limit_bytes // max(plane_bytes, 1), 1), valid[1]))
+        row_bytes = max(valid[2], 1) * self._inward[-1].shape[0] * x.element_size()
+        rows = max(self._limit_bytes // row_bytes, 1)
+        yield from _tiles(valid, self._reach, (max(rows // max(valid[1], 1), 1), rows))
 
 
 class Rows:

@@ -100,10 +100,9 @@ def step(problem: Problem, state: State) -> None:
 
 def objective(problem: Problem, x: Tensor) -> float:
     """Return ``Σ_v Σ_m w_v [H_v x + b − y_v log(H_v x + b)]_m + τ R(x)`` of an estimate on the estimate window."""
-    spectrum = problem.blur.to_fourier(x)
     total = 0.0
-    for v in range(problem.blur.n_views):
-        model = problem.blur.forward_view(spectrum, v).add_(problem.background).clamp_(min=FLOOR)
+    for v, blurred in enumerate(problem.blur.views(x)):
+        model = blurred.add_(problem.background).clamp_(min=FLOOR)
         terms = model - torch.xlogy(problem.data[v], model)
         total += float((terms if problem.weights is None else terms * problem.weights[v]).sum(dtype=torch.float64))
     if problem.prior is not None and problem.tau > 0:
@@ -174,20 +173,14 @@ def _momentum(t: float, problem: Problem) -> tuple[float, float]:
 
 
 def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:
-    """Return ``Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))`` with one view in memory at a time."""
-    blur = problem.blur
-    spectrum = blur.to_fourier(point)
-    total: Tensor | None = None
-    for v in range(blur.n_views):
-        model = blur.forward_view(spectrum, v).add_(problem.background).clamp_(min=FLOOR)
-        ratio = torch.div(problem.data[v], model, out=model)
+    """Return ``Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``."""
+
+    def ratio(view: int, planes: slice, blurred: Tensor) -> Tensor:
+        data = problem.data[view, planes]
+        model = blurred.add_(problem.background).clamp_(min=FLOOR)
+        ratio = torch.div(data, model, out=model)
         if math.isfinite(problem.saturation):
-            ratio = torch.where(problem.data[v] >= problem.saturation, ratio.clamp(min=1), ratio)
-        if problem.weights is not None:
-            ratio.mul_(problem.weights[v])
-        back = blur.adjoint_view(ratio, v)
-        total = back if total is None else total.add_(back)
-        del model, ratio, back
-    assert total is not None
-    del spectrum
-    return blur.from_fourier(total)
+            ratio = torch.where(data >= problem.saturation, ratio.clamp(min=1), ratio)
+        return ratio if problem.weights is None else ratio.mul_(problem.weights[view, planes])
+
+    return problem.blur.there_and_back(point, ratio)

@@ -1,6 +1,6 @@
 """The automatic strength of the learned prior against the best one, over photon levels and numbers of views.
 
-python tests/benchmarks/auto_tau.py [--model compact] [--views 1] [--seed 0]
+python -m tests.benchmarks.auto_tau [--model compact] [--views 1] [--seed 0]
 """
 
 from __future__ import annotations

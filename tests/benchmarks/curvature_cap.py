@@ -1,24 +1,27 @@
 """RSNR of GARL against iterations for caps on μ and both updates, on simulated tubes at two photon levels, beside RL.
 
-python tests/benchmarks/curvature_cap.py
+python -m tests.benchmarks.curvature_cap
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from bigdeconv import models, psf, quality, simulation
+from bigdeconv import models, psf, quality
 from bigdeconv.physics.convolution import Blur
 from bigdeconv.priors.wcrr import Wcrr
 from bigdeconv.solvers.richardson_lucy import Problem, init, step
+from tests.benchmarks import scenes
 
-SHAPE, VOXEL_UM = (24, 48, 48), (0.15, 0.08, 0.08)
+if TYPE_CHECKING:
+    import numpy as np
+
+SHAPE = (24, 48, 48)
 MARKS = (15, 30, 50)
 SIGMA = 10 / 255
-BACKGROUND = 3.0
 STRENGTHS = (10.0, 30.0)
 """τ times the photons at the intensity scale."""
 
@@ -33,27 +36,19 @@ def curve(problem: Problem, truth: np.ndarray) -> str:
     return "  ".join(f"{m:5.2f}" for m in marks)
 
 
-def scene(seed: int, photons: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    specimen = simulation.tubes(seed, [n * v for n, v in zip(SHAPE, VOXEL_UM, strict=True)], count=(6, 8))
-    truth = simulation.sample(specimen, SHAPE, VOXEL_UM, peak_one=True)
-    kernel = psf.gaussian((2.0, 1.5, 1.5))
-    data = simulation.acquire(truth, kernel, photons=photons, background=BACKGROUND, seed=seed)
-    return truth, kernel, data.astype(np.float32)
-
-
 def compare(seed: int, photons: float) -> None:
-    truth, kernel, data = scene(seed, photons)
-    scale = float(np.percentile(data, 99.9)) - BACKGROUND
+    truth = scenes.tubes(SHAPE, seed, count=(6, 8), outer_radius_um=(0.05, 0.2))
+    scene = scenes.image(truth, photons, seed, psf.gaussian((2.0, 1.5, 1.5)))
     weights = models.resolve("default")
 
     def problem(update: str, mu_max: float, strength: float) -> Problem:
         return Problem(
-            data=torch.from_numpy(data / scale)[None],
+            data=torch.from_numpy(scene.photons / scene.scale)[None],
             weights=None,
-            background=BACKGROUND / scale,
-            blur=Blur(torch.from_numpy(kernel)[None], SHAPE),
+            background=scenes.BACKGROUND / scene.scale,
+            blur=Blur(torch.from_numpy(scene.kernel)[None], SHAPE),
             prior=Wcrr(weights, sigma=SIGMA, mu_max=mu_max),
-            tau=strength / scale,
+            tau=strength / scene.scale,
             update=update,
         )
 

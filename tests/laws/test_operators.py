@@ -74,6 +74,22 @@ def test_adjoint_of_any_shape(axes, views, seed):
     assert adjoint_gap(psfs, data_shape, torch.float32, seed) < EPS[torch.float32]
 
 
+@pytest.mark.parametrize("slab_bytes", [1, 3000, 10_000])
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize(("data_shape", "psf_shape"), SHAPES)
+def test_slabs_change_nothing(data_shape, psf_shape, views, slab_bytes):
+    """There and back with a function of the plane and the view in between is the same in slabs and at once."""
+    kernels = torch.tensor(oracle.random_psf(5, psf_shape, views=views))
+    operator, whole = Blur(kernels, data_shape, slab_bytes=slab_bytes), Blur(kernels, data_shape, slab_bytes=2**40)
+    x = torch.tensor(np.random.default_rng(5).uniform(size=operator.estimate_shape))
+    factors = torch.tensor(np.random.default_rng(6).uniform(size=(views, *data_shape)))
+    expected = whole.adjoint(factors * whole.forward(x).square()).numpy()
+    for blur in (operator, whole):
+        result = blur.there_and_back(x, lambda v, z, planes: planes.square_().mul_(factors[v, z]))
+        assert oracle.relative(result, expected) < EPS[torch.float64]
+        assert oracle.relative(blur.forward(x), whole.forward(x).numpy()) < EPS[torch.float64]
+
+
 @pytest.mark.parametrize("psf_shape", [(5, 7, 3), (4, 6, 2)])
 @pytest.mark.parametrize("data_shape", [(12, 15, 14), (13, 14, 11)])
 def test_a_point_becomes_the_psf_around_it(data_shape, psf_shape):

@@ -97,6 +97,7 @@ def test_learned_prior_follows_the_splines(sigma):
     [
         Chain,
         partial(Chain, limit_bytes=1),
+        partial(Chain, limit_bytes=1_200),
         partial(Chain, limit_bytes=20_000),
         partial(Rows, step_voxels=1),
         partial(Rows, step_voxels=40, depth=3),
@@ -109,6 +110,16 @@ def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, 
     # Rounding: the same sums in another order.
     assert oracle.relative(gradient(other, x), gradient(default, x)) < 1e-12
     assert other.value(tensor(x)) == pytest.approx(default.value(tensor(x)), rel=1e-12)
+
+
+@pytest.mark.parametrize("limit_bytes", [1_500, 20_000])
+def test_slabs_keep_to_their_limit(limit_bytes):
+    """Rows of 8 valid positions, 6 channels, 8 bytes: 384; a plane has 10 rows."""
+    layers = [torch.tensor(layer) for layer in oracle.random_prior(6, channels=(1, 2, 6)).layers]
+    filters = Chain(layers, torch.ones(6), dtype=torch.float64, device="cpu", limit_bytes=limit_bytes)
+    sizes = [response.nbytes for _, response in filters.responses(tensor(volume(6, (17, 14, 12))))]
+    assert max(sizes) <= limit_bytes < 2 * max(sizes)
+    assert sum(sizes) == 13 * 10 * 384
 
 
 def test_reach_is_what_the_gradient_looks_at():

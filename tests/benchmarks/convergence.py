@@ -1,0 +1,177 @@
+"""How the convergent update compares with the reference: three phantoms, strengths of a tenth, one and ten times the tuned one.
+
+For each: the highest rise of the objective without momentum, and with it the highest and the longest; after how many
+iterations the convergent update is where the reference is after 50, with the same cap on μ; how far float32 and float64 are
+apart; and the RSNR of both, of the reference also with the model's own μ.  Heights are fractions of what 50 iterations gain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bigdeconv import models, quality
+from bigdeconv.deconvolution import MU_MAX, auto_tau
+from bigdeconv.geometry import triple
+from bigdeconv.models.pyxudeconv import import_pyxudeconv
+from bigdeconv.physics.convolution import Blur
+from bigdeconv.priors.tv import TotalVariation
+from bigdeconv.priors.wcrr import Wcrr
+from bigdeconv.solvers.richardson_lucy import Problem, init, objective, step
+from tests.benchmarks import scenes
+from tests.benchmarks.measure import once
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bigdeconv.priors.weights import WcrrWeights
+    from tests.benchmarks.scenes import Scene
+
+ITERATIONS = 50
+MOST = 100
+"""Iterations after which the search for the reference's objective is given up."""
+STRENGTHS = (0.1, 1.0, 10.0)
+PHOTONS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    prior: str
+    phantom: str
+    strength: float
+    """τ over the tuned one."""
+    rise_without_momentum: float
+    rise: float
+    longest_rise: int
+    """Iterations in a row."""
+    level_with_reference: int | None
+    """Iteration at which the reference's objective after 50 is reached."""
+    float32_apart: float
+    """Relative difference to float64 after 50 iterations."""
+    rsnr_db: float
+    rsnr_reference_db: float
+    """Of the reference with the same μ."""
+    rsnr_own_mu_db: float
+    """Of the reference with the model's own μ."""
+
+
+def load(name_or_folder: str) -> WcrrWeights:
+    """Return a shipped model, a model file, or what pyxudeconv has published in a folder."""
+    return import_pyxudeconv(name_or_folder) if Path(name_or_folder).is_dir() else models.resolve(name_or_folder)
+
+
+def table(
+    priors: Sequence[str],
+    shape: tuple[int, int, int],
+    *,
+    phantoms: Sequence[str] = tuple(scenes.PHANTOMS),
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 1,
+) -> Iterator[Row]:
+    """Yield the rows: a prior is ``tv``, a model's name, a model file, or a folder of pyxudeconv."""
+    for prior in priors:
+        model = None if prior == "tv" else load(prior)
+        for phantom in phantoms:
+            scene = scenes.image(scenes.PHANTOMS[phantom](shape, seed), PHOTONS, seed)
+            for strength in strengths:
+                yield row(Path(prior).stem, phantom, strength, scene, model)
+
+
+def curves(prior: str, shape: tuple[int, int, int], marks: Sequence[int], *, seed: int = 1) -> dict[str, Any]:
+    """Return the objective against iterations and CPU-seconds for the ways to go, and the least that any reached."""
+    model = None if prior == "tv" else load(prior)
+    scene = scenes.image(scenes.tubes(shape, seed), PHOTONS, seed)
+    p = problem(scene, model, 1.0, dtype=torch.float32)
+    ways = {
+        "convergent": p,
+        "without momentum": replace(p, momentum=False),
+        "reference": replace(p, update="reference"),
+    }
+    found = {name: _curve(way, marks) for name, way in ways.items()}
+    return {"prior": Path(prior).stem, "least": min(c["objective"] for curve in found.values() for c in curve), **found}
+
+
+def _curve(p: Problem, marks: Sequence[int]) -> list[dict[str, float]]:
+    state = init(p)
+    points, seconds = [{"iterations": 0, "cpu_seconds": 0.0, "objective": objective(p, state.x)}], 0.0
+    for k in range(1, max(marks) + 1):
+        seconds += once(lambda: step(p, state)).cpu_seconds
+        if k in marks:
+            points.append({"iterations": k, "cpu_seconds": seconds, "objective": objective(p, state.x)})
+    return points
+
+
+def problem(
+    scene: Scene, model: WcrrWeights | None, strength: float, *, mu_max: float = MU_MAX, dtype: torch.dtype
+) -> Problem:
+    """Return a problem at a strength over the tuned one; without a model the prior is TV."""
+    if model is None:
+        tau, prior = auto_tau("rltv", scene.scale, 0, 0, 1), TotalVariation(scenes.VOXEL_ZYX_UM)
+    else:
+        tau = auto_tau("garl", scene.scale, model.sigma_default, model.kappa, 1)
+        prior = Wcrr(model, sigma=model.sigma_default, dtype=dtype, mu_max=mu_max)
+    return Problem(
+        data=torch.tensor(scene.photons / scene.scale, dtype=dtype)[None],
+        weights=None,
+        background=scenes.BACKGROUND / scene.scale,
+        blur=Blur(torch.tensor(scene.kernel, dtype=dtype)[None], triple(scene.photons.shape)),
+        prior=prior,
+        tau=strength * tau,
+    )
+
+
+def objectives(p: Problem, iterations: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the objective before and after each iteration, and the last estimate on the data window."""
+    state = init(p)
+    values = [objective(p, state.x)]
+    for _ in range(iterations):
+        step(p, state)
+        values.append(objective(p, state.x))
+    return np.array(values), state.x[p.blur.data_slices].clone()
+
+
+def estimate(p: Problem) -> torch.Tensor:
+    """Return the estimate after 50 iterations."""
+    state = init(p)
+    for _ in range(ITERATIONS):
+        step(p, state)
+    return state.x[p.blur.data_slices].clone()
+
+
+def row(name: str, phantom: str, strength: float, scene: Scene, model: WcrrWeights | None) -> Row:
+    """Return one line of the table."""
+    p = problem(scene, model, strength, dtype=torch.float64)
+    plain, _ = objectives(replace(p, momentum=False), ITERATIONS)
+    reference, theirs = objectives(replace(p, update="reference"), ITERATIONS)
+    fast, _ = objectives(p, MOST)
+    ours = estimate(p)
+    single = estimate(problem(scene, model, strength, dtype=torch.float32)).double()
+    own_mu = problem(scene, model, strength, mu_max=math.inf, dtype=torch.float64)
+    gain = fast[0] - fast[: ITERATIONS + 1].min()
+    rises = np.diff(fast) > 1e-12 * gain
+    level = np.flatnonzero(fast <= reference[-1])
+    return Row(
+        prior=name,
+        phantom=phantom,
+        strength=strength,
+        rise_without_momentum=float(max(np.diff(plain).max(), 0) / gain),
+        rise=highest_rise(fast) / float(gain),
+        longest_rise=max((len(run) for run in "".join("+" if r else " " for r in rises).split()), default=0),
+        level_with_reference=int(level[0]) if len(level) else None,
+        float32_apart=float(torch.linalg.vector_norm(single - ours) / torch.linalg.vector_norm(ours)),
+        rsnr_db=quality.rsnr(ours.numpy(), scene.truth),
+        rsnr_reference_db=quality.rsnr(theirs.numpy(), scene.truth),
+        rsnr_own_mu_db=quality.rsnr(estimate(replace(own_mu, update="reference")).numpy(), scene.truth),
+    )
+
+
+def highest_rise(values: np.ndarray) -> float:
+    """Return how far a curve climbs above the lowest point before it."""
+    return float((values - np.minimum.accumulate(values)).max())
