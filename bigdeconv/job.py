@@ -36,6 +36,8 @@ MEMORY_SHARE = 0.7
 LEAST_WORKER_BYTES = 3 * 2**30
 REMOTE_WORKER_BYTES = 8 * 2**30
 """What a worker of a running cluster is taken to have unless --memory says more."""
+NOMINAL_PSF_RADIUS = 16
+"""Radius in voxels of the PSF that a volume which does not exist yet is planned with where none is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,15 +88,21 @@ class Job:
         return tuple(found)
 
 
-def inspect(config: JobConfig) -> Outline:
+def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Outline:
     """Read metadata and PSFs and make the plan; reads no voxel and writes nothing.
+
+    Parameters
+    ----------
+    tczyx_shape
+        Extent of a volume that does not exist yet.  Then nothing is read from ``config.input``, ``config.dtype`` is the type of
+        what is read too, and a PSF may be left out.
 
     Raises
     ------
     BigdeconvError
         If anything does not fit; the sentence says what to do.
     """
-    volume = omezarr.describe(config.input, level=config.level, voxel_zyx_um=_triple_or_none(config.voxel_um))
+    volume = _describe(config, tczyx_shape)
     view_axis = config.views_axis
     if view_axis in {"z", "y", "x"}:
         raise InvalidInputError(
@@ -106,7 +114,10 @@ def inspect(config: JobConfig) -> Outline:
     timepoints = (0,) if view_axis == "t" else _select("timepoints", config.timepoints, volume.n_timepoints)
     channels = (0,) if view_axis == "c" else _select("channels", config.channels, volume.n_channels)
     n_views = volume.extent(view_axis) if view_axis else 1
-    kernels, warnings = _read_psfs(config, volume, channels, n_views)
+    if tczyx_shape is not None and not config.psf:
+        kernels, warnings = _nominal_psfs(volume, channels)
+    else:
+        kernels, warnings = _read_psfs(config, volume, channels, n_views)
     model = models.resolve(config.model) if config.method == "garl" else None
     if model is not None and model.card.get("name") == "standin":
         warnings.append(
@@ -234,6 +245,14 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
+def _describe(config: JobConfig, tczyx_shape: tuple[int, ...] | None) -> VolumeInfo:
+    voxel_um = _triple_or_none(config.voxel_um)
+    if tczyx_shape is None:
+        return omezarr.describe(config.input, level=config.level, voxel_zyx_um=voxel_um)
+    dtype = "uint16" if config.dtype == "auto" else config.dtype
+    return omezarr.imagine(tczyx_shape, dtype=dtype, voxel_zyx_um=voxel_um or (1.0, 1.0, 1.0))
+
+
 def _check_axes(volume: VolumeInfo, view_axis: str | None) -> None:
     strange = [a for a in volume.axes if a not in {"t", "c", "z", "y", "x", view_axis}]
     if strange:
@@ -281,6 +300,14 @@ def _read_psfs(
             warnings += prepared[files].notes
         kernels[channel] = prepared[files].kernels
     return kernels, warnings
+
+
+def _nominal_psfs(volume: VolumeInfo, channels: tuple[int, ...]) -> tuple[dict[int, np.ndarray], list[str]]:
+    """Return a Gaussian of four standard deviations' radius for every channel; it ends where a thin volume does."""
+    radius = [min(NOMINAL_PSF_RADIUS, (n - 1) // 2) for n in volume.zyx_shape]
+    kernel = psf.gaussian([r / 4 for r in radius])[None]
+    box = ",".join(str(n) for n in kernel.shape[1:])
+    return dict.fromkeys(channels, kernel), [f"No --psf is given: the plan is for a PSF box of {box} voxels."]
 
 
 def _refuse_unused(entries: list[tuple[int | None, int | None, str]], channels: tuple[int, ...], n_views: int) -> None:

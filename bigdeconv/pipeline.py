@@ -65,15 +65,20 @@ class Summary:
         return self.blocks_done == self.blocks_total and not self.errors
 
 
-def plan(config: JobConfig) -> Outline:
+def plan(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Outline:
     """Plan a job without computing or writing anything.
+
+    Parameters
+    ----------
+    tczyx_shape
+        Extent of a volume that does not exist yet: ``config.input`` is not read then, and a PSF may be left out.
 
     Raises
     ------
     BigdeconvError
         If the input or a setting does not fit.
     """
-    return jobs.inspect(config)
+    return jobs.inspect(config, tczyx_shape)
 
 
 def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, events: Events | None = None) -> Summary:

@@ -128,6 +128,9 @@ def test_help_of_run_says_units_defaults_and_precedence():
         "not a method": (("run", "a", "b", "--method", "magic"), ("method", "'magic'", "garl", "rltv")),
         "negative iterations": (("run", "a", "b", "--iterations", "-1"), ("iterations", "-1", "greater than or equal")),
         "two of three": (("run", "a", "b", "--halo", "4,4"), ("halo", "4", "3")),
+        "no volume": (("plan",), ("INPUT", "--shape")),
+        "two volumes": (("plan", "a", "--shape", "1,1,8,8,8"), ("INPUT", "--shape")),
+        "no shape": (("plan", "--shape", "8,8,8"), ("shape", "'8,8,8'", "T,C,Z,Y,X")),
         "no size": (("plan", "a", "--memory", "lots"), ("memory", "'lots'", "8GiB")),
         "no range": (("plan", "a", "--roi", "0:4"), ("roi", "'0:4'", "z0:z1,y0:y1,x0:x1")),
         "zero voxel": (("plan", "a", "--voxel-um", "0,1,1"), ("voxel-um", "0", "greater than 0")),
@@ -330,6 +333,38 @@ def test_plan_says_when_the_model_is_a_stand_in(source):
     assert any("stand-in" in w and "--model" in w for w in json.loads(result.stdout)["warnings"])
     assert "warning: The learned prior" in bigdeconv(*job, "--model", "standin").stdout
     assert json.loads(bigdeconv(*job, "--json").stdout)["warnings"] == []
+
+
+def test_a_volume_that_does_not_exist_yet_is_planned_like_one_that_does(source, tmp_path):
+    """The same extent, type and voxel size give the same blocks, memory and costs."""
+    options = ("--psf", source[1], *TWO_BLOCKS, "--json")
+    stored = one_object(bigdeconv("plan", source[0], *options).stdout)
+    shape = (stored["timepoints"], stored["channels"], *stored["volume_shape"])
+    voxel = ",".join(str(v) for v in make.VOXEL_UM.values())
+    imagined = bigdeconv("plan", "--shape", ",".join(map(str, shape)), "--voxel-um", voxel, *options)
+    differing = {"read_amplification", "warnings"}  # the chunks to come are not known
+    assert {k: v for k, v in one_object(imagined.stdout).items() if k not in differing} == {
+        k: v for k, v in stored.items() if k not in differing
+    }
+    assert make.snapshot(tmp_path) == {}
+
+
+def test_without_a_psf_the_plan_says_which_one_it_takes():
+    plan = one_object(bigdeconv("plan", "--shape", "2,3,9,200,200", "--method", "rl", "--json").stdout)
+    assert (plan["timepoints"], plan["channels"], plan["volume_shape"]) == (2, 3, [9, 200, 200])
+    assert plan["psf_shape"] == [9, 33, 33]
+    assert any("PSF box of 9,33,33" in w for w in plan["warnings"])
+
+
+def test_a_million_blocks_are_planned_within_20_cpu_seconds_and_500_mb(tmp_path):
+    options = ("--shape", "1,1,25600,25600,25600", "--block-shape", "256,256,256", "--json")
+    process = make.start("plan", *options, cwd=tmp_path)
+    stdout = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, process.stderr.read()
+    assert one_object(stdout)["n_blocks"] == 10**6
+    assert usage.ru_utime + usage.ru_stime < 20
+    assert usage.ru_maxrss * 1024 < 500e6
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(source, tmp_path, no_cluster):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from zarr.errors import ContainsArrayError
 
@@ -57,6 +58,7 @@ UM_PER_UNIT = {
 }
 
 _SPACE = ("z", "y", "x")
+_IMAGINED_CHUNK = 64
 KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
@@ -177,6 +179,39 @@ def describe(
         # Names that do not match the channels one to one would be given to the wrong ones.
         channels=image.channels if len(image.channels) == n_channels else (),
         name=image.name,
+    )
+
+
+def imagine(
+    tczyx_shape: tuple[int, ...], *, dtype: str, voxel_zyx_um: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> VolumeInfo:
+    """Describe an image that does not exist yet, in chunks of at most 64 voxels on each axis of space.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not five positive extents.
+    """
+    if len(tczyx_shape) != 5 or min(tczyx_shape) < 1:
+        raise InvalidInputError(f"shape: got {tczyx_shape}; give five positive extents, T,C,Z,Y,X.")
+    return VolumeInfo(
+        location="",
+        array_path="0",
+        level=0,
+        ome_version="0.5",
+        axes=("t", "c", *_SPACE),
+        shape=tczyx_shape,
+        chunk_shape=(1, 1, *(min(n, _IMAGINED_CHUNK) for n in tczyx_shape[2:])),
+        shard_shape=None,
+        dtype=np.dtype(dtype).str,
+        fill_value=0.0,
+        voxel_zyx_um=voxel_zyx_um,
+        translation_zyx_um=(0.0, 0.0, 0.0),
+        units=(None, None, *("micrometer" for _ in _SPACE)),
+        scales=(1.0, 1.0, *voxel_zyx_um),
+        translations=(0.0,) * 5,
+        channels=(),
+        name="",
     )
 
 

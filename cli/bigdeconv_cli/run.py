@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", metavar="INPUT", show_default=False)]
 Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", metavar="OUTPUT", show_default=False)]
+PlanInput = Annotated[
+    str | None, typer.Argument(help="OME-Zarr image: a path or a URL; or --shape.", metavar="INPUT", show_default=False)
+]
+PlanShape = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="T,C,Z,Y,X",
+        help="Plan for a volume of this extent that does not exist yet: --dtype (default uint16) is its type, --voxel-um its "
+        "voxel size (default 1,1,1), and without --psf a PSF box of 33,33,33 is taken.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 ConfigFile = Annotated[
     str | None,
@@ -57,14 +69,18 @@ def run(
 
 @job_options
 def plan(
-    input: Input,
     settings: dict[str, Any],
+    input: PlanInput = None,
+    shape: PlanShape = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Show how a volume would be cut, what each worker needs and what the halo costs; computes and writes nothing."""
-    job = _resolve(input, "unwritten.zarr", settings, config, as_json=as_json)
-    _print_plan(job, as_json=as_json)
+    if (input is None) == (shape is None):
+        usage_error("INPUT, --shape: give one of them, an image or the extent of one to come.", as_json=as_json)
+    tczyx_shape = None if shape is None else _parse_shape(shape, as_json=as_json)
+    job = _resolve(input or "unread.zarr", "unwritten.zarr", settings, config, as_json=as_json)
+    _print_plan(job, tczyx_shape, as_json=as_json)
 
 
 def resume(
@@ -94,6 +110,13 @@ def _resolve(
         return resolve({**settings, "input": source, "output": output}, config_file)
     except InvalidInputError as error:
         usage_error(str(error), as_json=as_json)
+
+
+def _parse_shape(text: str, *, as_json: bool) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 5 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        usage_error(f"shape: got {text!r}; give five positive extents, T,C,Z,Y,X.", as_json=as_json)
+    return tuple(int(part) for part in parts)
 
 
 def usage_error(message: str, *, as_json: bool) -> NoReturn:
@@ -152,12 +175,12 @@ def _closing(summary: Summary) -> str:
     return f"{blocks} in {summary.seconds:.0f} s{counts}.\nWrote {summary.output}"
 
 
-def _print_plan(job: JobConfig, *, as_json: bool) -> None:
+def _print_plan(job: JobConfig, tczyx_shape: tuple[int, ...] | None = None, *, as_json: bool) -> None:
     from bigdeconv import pipeline
     from bigdeconv.job import plan_summary
 
     with reported(as_json=as_json):
-        summary = plan_summary(pipeline.plan(job))
+        summary = plan_summary(pipeline.plan(job, tczyx_shape))
     if as_json:
         print(json.dumps(summary))
         return
