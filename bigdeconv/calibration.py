@@ -155,10 +155,11 @@ def prepare_views(
     counts: np.ndarray, camera: Camera, validity: Validity, owned: tuple[slice, ...] = (slice(None),) * 3
 ) -> tuple[np.ndarray, np.ndarray | None, VoxelCounts]:
     """Turn counts ``v z y x`` into photons, voxel weights (None where all are 1), and what was left out of ``owned``."""
-    photons = np.stack([camera.photons(view) for view in counts])
+    photons = np.empty(counts.shape, np.float64 if counts.dtype == np.float64 else np.float32)
     weights: np.ndarray | None = None
     total = VoxelCounts()
     for v, view in enumerate(counts):
+        photons[v] = camera.photons(view)
         not_finite, fill, hot = intensity.data_mask(view, photons[v], validity)
         invalid = not_finite | fill | hot
         below = (view < camera.offset) & ~invalid

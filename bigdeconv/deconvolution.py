@@ -79,7 +79,7 @@ def restore(
     Parameters
     ----------
     photons, weights
-        Views and the weights of their voxels (None: all 1), ``v z y x``.
+        Views and the weights of their voxels (None: all 1), ``v z y x``.  The photons' memory is used for the solver's data.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def _problem(
 ) -> Problem:
     dtype, device, scale = settings.torch_dtype, settings.torch_device, settings.intensity_scale
     return Problem(
-        data=torch.from_numpy(np.ascontiguousarray(photons)).to(device, dtype, copy=True).div_(scale),
+        data=torch.from_numpy(np.ascontiguousarray(photons)).to(device, dtype).div_(scale),
         weights=None if weights is None else torch.from_numpy(np.ascontiguousarray(weights)).to(device, dtype),
         background=settings.background / scale,
         blur=blur,

@@ -20,7 +20,7 @@ from bigdeconv.deconvolution import DEFAULT_ITERATIONS, MU_MAX, Settings, cuda_d
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import Plan, Request, make_plan
+from bigdeconv.planner import Plan, PriorMemory, Request, make_plan
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.psf_files import read_psf
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.7
 """Part of the machine's memory that local workers may plan with."""
+DEVICE_SHARE = 0.85
+"""Part of a GPU's memory that blocks may take."""
 LEAST_WORKER_BYTES = 3 * 2**30
 REMOTE_WORKER_BYTES = 8 * 2**30
 """What a worker of a running cluster is taken to have unless --memory says more."""
+WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
+"""Work of a step in the prior per voxel: the roots' terms, the gradient, and TV's differences and curvature."""
 NOMINAL_PSF_RADIUS = 16
 """Radius in voxels of the PSF that a volume which does not exist yet is planned with where none is given."""
 
@@ -145,9 +149,9 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
         n_views=n_views,
         input_itemsize=np.dtype(volume.dtype).itemsize,
         output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
-        has_prior=config.method != "rl",
-        prior_bytes=_prior_bytes(model, volume, cuda=cuda) if model is not None else 0,
-        budget_bytes=_budget(config, workers, cuda),
+        prior=_prior_memory(config.method, model, cuda=cuda),
+        budget_bytes=_budget(config, workers),
+        device_budget_bytes=int(DEVICE_SHARE * device_memory_bytes()) if cuda else None,
         n_workers=workers,
         block_shape=_explicit(config.block_shape),
         halo=_explicit(config.halo),
@@ -161,11 +165,17 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
     return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
 
 
-def _prior_bytes(model: WcrrWeights, volume: VolumeInfo, *, cuda: bool) -> int:
+def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
+    if method == "rl":
+        return None
+    if model is None:
+        return PriorMemory(TV_WINDOW_BYTES)
     if cuda:
-        return 4 * CHAIN_BYTES  # the response, its ψ', what comes back, the library's work space
-    # A row of a block is not longer than one of the volume.
-    return work_bytes(model.layers, volume.zyx_shape[2])
+        return PriorMemory(
+            WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES
+        )  # the response, its ψ', what comes back, the library's work
+    tiles, per_row_voxel = work_bytes(model.layers)
+    return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
 
 
 def prepare(outline: Outline) -> Job:
@@ -223,6 +233,8 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
         "levels": [level.shape for level in plan.levels],
         "peak_bytes_per_worker": plan.peak_bytes_per_worker,
         "memory": dict(plan.memory),
+        "peak_bytes_per_device": plan.peak_bytes_per_device,
+        "device_memory": dict(plan.device_memory),
         "rim_bytes": plan.rim_bytes if plan.overlaps else 0,
         "read_amplification": round(plan.read_amplification, 3),
         "compute_amplification": round(plan.compute_amplification, 3),
@@ -418,13 +430,11 @@ def _local_workers(config: JobConfig) -> tuple[int, int, bool]:
     return count, max(cores // count, 1), False
 
 
-def _budget(config: JobConfig, workers: int, cuda: bool) -> int:
+def _budget(config: JobConfig, workers: int) -> int:
     if config.memory != "auto":
         return config.memory
     if config.scheduler is not None:
         return REMOTE_WORKER_BYTES
-    if cuda:
-        return int(0.85 * device_memory_bytes())
     return int(MEMORY_SHARE * _machine_bytes() / workers)
 
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
-from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, uninstall
+from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, require_memory, uninstall
 from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.storage import omezarr, validation
@@ -119,6 +119,7 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
             return _go_on(output, events, scheduler=config.scheduler)
         # The cluster first: nothing is removed or made for a run that has nobody to run on.
         with connect(config.scheduler, _workers_of(document)) as connection:
+            require_memory(connection, document.plan.peak_bytes_per_worker)
             if overwrite:
                 _remove(output)
             _start_ledger(output, job, document)
@@ -186,6 +187,7 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
         )
     _require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
+        require_memory(connection, document.plan.peak_bytes_per_worker)
         return _execute(output, events, connection)
 
 

@@ -33,6 +33,10 @@ BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
 PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
+HEAP_BYTES = 32 * 2**20
+"""Up to this size glibc keeps freed arrays in heaps, where the next ones often do not fit; larger ones go back to the system."""
+CUDA_PROCESS_BYTES = 3 * 2**30
+"""The same where a CUDA context is open in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Plan:
     levels: tuple[Level, ...]
     memory: tuple[tuple[str, int], ...]
     """Named terms of the peak memory of a worker, in bytes."""
+    device_memory: tuple[tuple[str, int], ...] = ()
+    """The same for what its GPU allocates; none without a GPU."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -83,6 +89,11 @@ class Plan:
     def peak_bytes_per_worker(self) -> int:
         """Sum of the memory terms."""
         return sum(size for _, size in self.memory)
+
+    @property
+    def peak_bytes_per_device(self) -> int:
+        """Sum of the memory terms of a GPU."""
+        return sum(size for _, size in self.device_memory)
 
     @cached_property
     def axis_order(self) -> Triple:
@@ -232,6 +243,18 @@ def _axis_totals(axis: _Axis) -> _AxisTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorMemory:
+    """What a prior takes, beside the estimate."""
+
+    window_bytes: int
+    """Work per voxel of the data window."""
+    fixed_bytes: int = 0
+    """Work whatever the block."""
+    row_bytes: int = 0
+    """What is kept from block to block, per voxel of a row of the data window."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a plan is made from: numbers only."""
 
@@ -245,10 +268,10 @@ class Request:
     n_views: int = 1
     input_itemsize: int = 2
     output_itemsize: int = 2
-    prior_bytes: int = 0
-    """Work memory of the prior besides its gradient."""
-    has_prior: bool = False
+    prior: PriorMemory | None = None
     budget_bytes: int = 8 * 2**30
+    device_budget_bytes: int | None = None
+    """Memory of a worker's GPU; None where blocks are computed on CPUs."""
     n_workers: int = 1
     block_shape: Triple | None = None
     halo: Triple | None = None
@@ -278,7 +301,7 @@ def make_plan(request: Request) -> Plan:
     best: tuple[float, int, Plan] | None = None
     for core in _candidate_cores(request, roi, chunk):
         plan = _plan_with_core(request, roi, chunk, core, with_levels=False)
-        if plan.peak_bytes_per_worker > request.budget_bytes:
+        if not _fits(plan, request):
             continue
         rank = (_makespan(plan, request.n_workers), plan.n_blocks)
         if best is None or rank < best[:2]:
@@ -291,30 +314,77 @@ def make_plan(request: Request) -> Plan:
 
 
 def memory_terms(request: Request, read: Triple, fft: Triple, core: Triple) -> tuple[tuple[str, int], ...]:
-    """Return the named terms of a worker's peak memory in bytes, for its largest block."""
-    n_read, n_core = math.prod(read), math.prod(core)
-    real = 4 * math.prod(fft)
-    spectrum = 8 * fft[0] * fft[1] * (fft[2] // 2 + 1)
-    views = request.n_views
+    """Return the named terms of a worker's peak memory in bytes, for its largest block.
+
+    A worker restores one block while it reads the next and writes the last.
+    """
+    n_read, n_core = request.n_views * math.prod(read), math.prod(core)
+    beside = (
+        ("next block", n_read * request.input_itemsize),
+        ("solved core that waits", 4 * n_core),
+        # The core once more, what is stored of it, its sums to the next level, and the codec's buffers.
+        ("last block: core, rims, levels, codecs", n_core * (4 + 2 * request.output_itemsize + 8)),
+    )
+    if request.device_budget_bytes is not None:
+        photons = n_read * (_photon_bytes(request) + 5)
+        return ("process", CUDA_PROCESS_BYTES), ("photons and weights, two blocks", 2 * photons), *beside
+    solver = dict(_solver_terms(request, read, fft))
+    kept = 3 * solver[_WORK] // 2 if 4 * math.prod(read) < HEAP_BYTES else 0
+    return ("process", PROCESS_BYTES), *solver.items(), ("gaps in heaps", kept), *beside
+
+
+def device_memory_terms(request: Request, read: Triple, fft: Triple) -> tuple[tuple[str, int], ...]:
+    """Return the named terms of what a block allocates on a GPU, in bytes."""
+    # The library of the transforms takes a work space of its own.
+    return (*_solver_terms(request, read, fft), ("FFT library", _spectrum_bytes(fft)))
+
+
+_WORK = "FFT work, or the prior's"
+
+
+def _solver_terms(request: Request, read: Triple, fft: Triple) -> tuple[tuple[str, int], ...]:
+    """Return what is in memory at the most demanding moment of an iteration."""
+    n_read, real, spectrum = math.prod(read), 4 * math.prod(fft), _spectrum_bytes(fft)
+    views, prior = request.n_views, request.prior or PriorMemory(0)
+    # Spectrum of the estimate, its product, a transform's input, as the library reorders it, and output; with several views also
+    # the sum of the back-projections.
+    transforms = (4 if views == 1 else 5) * spectrum + real
+    priors = real + prior.window_bytes * n_read + prior.fixed_bytes
     return (
-        ("process", PROCESS_BYTES),
-        ("input", views * n_read * request.input_itemsize),
-        ("photons and weights", views * n_read * 4 * 3),
+        ("photons", views * n_read * _photon_bytes(request)),
+        ("weights", views * n_read * 4),
         ("estimate, momentum, sensitivity", 3 * real),
         ("OTFs", views * spectrum),
-        ("FFT work", (4 if views == 1 else 5) * spectrum + 2 * real),
-        ("prior", n_read * 4 * 2 + request.prior_bytes if request.has_prior else 0),
-        ("output and waiting cores", n_core * (4 * 3 + 2 * request.output_itemsize)),
+        (_WORK, max(transforms, priors)),
+        ("prior's filters", prior.row_bytes * read[2]),
     )
 
 
+def _photon_bytes(request: Request) -> int:
+    """Return the bytes of a voxel in photons: float32, and float64 beside it where the input may be that."""
+    return 12 if request.input_itemsize == 8 else 4
+
+
+def _spectrum_bytes(fft: Triple) -> int:
+    return 8 * fft[0] * fft[1] * (fft[2] // 2 + 1)
+
+
 def _require_budget(plan: Plan, request: Request) -> None:
-    if plan.peak_bytes_per_worker > request.budget_bytes:
-        raise BudgetError(
-            f"memory: a block of {zyx_text(plan.core_shape)} with its halo needs "
-            f"{plan.peak_bytes_per_worker / 2**30:.2f} GiB per worker, allowed are {request.budget_bytes / 2**30:.2f} GiB; "
-            "raise --memory, lower --halo, or give a smaller --block-shape."
-        )
+    for needed, allowed, where in (
+        (plan.peak_bytes_per_worker, request.budget_bytes, "worker"),
+        (plan.peak_bytes_per_device, request.device_budget_bytes or 0, "GPU"),
+    ):
+        if needed > allowed:
+            raise BudgetError(
+                f"memory: a block of {zyx_text(plan.core_shape)} with its halo needs {needed / 2**30:.2f} GiB per {where}, "
+                f"allowed are {allowed / 2**30:.2f} GiB; {'raise --memory, ' if where == 'worker' else ''}lower --halo, or give "
+                "a smaller --block-shape."
+            )
+
+
+def _fits(plan: Plan, request: Request) -> bool:
+    fits_device = plan.peak_bytes_per_device <= (request.device_budget_bytes or 0)
+    return fits_device and plan.peak_bytes_per_worker <= request.budget_bytes
 
 
 def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, with_levels: bool = True) -> Plan:
@@ -333,7 +403,9 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         levels=_levels(request, Grid(roi.shape, core), chunk) if with_levels else (),
         memory=(),
     )
-    return replace(plan, memory=memory_terms(request, plan.read_shape, plan.fft_shape, core))
+    read, fft = plan.read_shape, plan.fft_shape
+    on_device = () if request.device_budget_bytes is None else device_memory_terms(request, read, fft)
+    return replace(plan, memory=memory_terms(request, read, fft, core), device_memory=on_device)
 
 
 def _levels(request: Request, grid: Grid, chunk: Triple) -> tuple[Level, ...]:

@@ -21,14 +21,14 @@ def downsample(fine: np.ndarray, step: Triple) -> np.ndarray:
     for axis, factor in enumerate(step):
         n = sums.shape[axis]
         if factor == 1:
-            counts.append(np.ones(n, np.int64))
+            counts.append(np.ones(n, sums.dtype))
             continue
         even, odd = (np.take(sums, range(start, n, 2), axis=axis) for start in (0, 1))
         head = [slice(None)] * 3
         head[axis] = slice(0, odd.shape[axis])
         even[tuple(head)] += odd
         sums = even
-        counts.append(np.minimum(2, n - 2 * np.arange(sums.shape[axis])))
+        counts.append(np.minimum(2, n - 2 * np.arange(sums.shape[axis])).astype(sums.dtype))
     cells = counts[0][:, None, None] * counts[1][:, None] * counts[2]
     if fine.dtype.kind in "iu":
         return np.asarray((2 * sums + cells) // (2 * cells), fine.dtype)
@@ -36,4 +36,7 @@ def downsample(fine: np.ndarray, step: Triple) -> np.ndarray:
 
 
 def _accumulator(dtype: np.dtype) -> type[np.generic]:
-    return np.int64 if dtype.kind in "iu" else np.float64
+    """Return a type that holds twice the sum of eight voxels."""
+    if dtype.kind not in "iu":
+        return np.float64
+    return np.int32 if dtype.itemsize <= 2 else np.int64

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
-from bigdeconv.planner import BLEND, PROCESS_BYTES, Plan, Request, make_plan, memory_terms
+from bigdeconv.planner import (
+    BLEND,
+    CUDA_PROCESS_BYTES,
+    PROCESS_BYTES,
+    Plan,
+    PriorMemory,
+    Request,
+    device_memory_terms,
+    make_plan,
+    memory_terms,
+)
 from tests.strategies import requests, triples
 
 DIRECTIONS = [d for d in product((0, 1), repeat=3) if any(d)]
@@ -300,19 +310,48 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        request = simple(n_views=2, has_prior=True, prior_bytes=1000, input_itemsize=2, output_itemsize=4)
+        request = simple(n_views=2, prior=PriorMemory(200, 5000, 30), input_itemsize=2, output_itemsize=4)
         terms = dict(memory_terms(request, (10, 10, 10), (12, 12, 16), (8, 8, 8)))
         real, spectrum = 4 * 12 * 12 * 16, 8 * 12 * 12 * 9
-        assert terms == {
-            "process": PROCESS_BYTES,
-            "input": 2 * 1000 * 2,
-            "photons and weights": 2 * 1000 * 12,
+        solver = {
+            "photons": 2 * 1000 * 4,
+            "weights": 2 * 1000 * 4,
             "estimate, momentum, sensitivity": 3 * real,
             "OTFs": 2 * spectrum,
-            "FFT work": 5 * spectrum + 2 * real,
-            "prior": 8 * 1000 + 1000,
-            "output and waiting cores": 512 * (12 + 8),
+            "FFT work, or the prior's": real + 200 * 1000 + 5000,
+            "prior's filters": 30 * 10,
         }
+        beside = {
+            "next block": 2 * 1000 * 2,
+            "solved core that waits": 512 * 4,
+            "last block: core, rims, levels, codecs": 512 * (4 + 8 + 8),
+        }
+        gaps = {"gaps in heaps": (real + 200 * 1000 + 5000) * 3 // 2}
+        assert terms == {"process": PROCESS_BYTES} | solver | gaps | beside
+
+        plain = replace(request, prior=None)
+        assert dict(memory_terms(plain, (10, 10, 10), (12, 12, 16), (8, 8, 8)))["FFT work, or the prior's"] == (
+            5 * spectrum + real
+        )
+
+        on_gpu = replace(request, device_budget_bytes=2**30)
+        terms = dict(memory_terms(on_gpu, (10, 10, 10), (12, 12, 16), (8, 8, 8)))
+        assert terms == {"process": CUDA_PROCESS_BYTES, "photons and weights, two blocks": 2 * 2 * 1000 * 9} | beside
+        assert dict(device_memory_terms(on_gpu, (10, 10, 10), (12, 12, 16))) == solver | {"FFT library": spectrum}
+
+    def test_a_gpu_has_a_budget_of_its_own(self):
+        """The larger of the two blocks that the host has room for does not fit the device."""
+        request = simple(zyx_shape=(300,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**40)
+        roomy = make_plan(replace(request, device_budget_bytes=2**40))
+        tight = make_plan(replace(request, device_budget_bytes=2**26))
+        assert roomy.peak_bytes_per_device > 2**26 >= tight.peak_bytes_per_device > 0
+        assert make_plan(request).device_memory == ()
+        with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, allowed are 0.00 GiB; lower --halo"):
+            make_plan(replace(request, device_budget_bytes=1000))
+
+    def test_large_arrays_leave_no_gaps(self):
+        terms = [dict(memory_terms(simple(), (n, 256, 256), (n, 256, 256), (8, 8, 8))) for n in (127, 128)]
+        assert [t["gaps in heaps"] > 0 for t in terms] == [True, False]
 
     @given(shape=triples(20, 48), blend=triples(1, 4), core=st.sampled_from([(8, 8, 8), (8, 12, 16)]))
     @settings(max_examples=12, deadline=None)

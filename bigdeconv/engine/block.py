@@ -7,7 +7,9 @@ of whole shards per level.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
 
 PYRAMID_SLAB = 32
 """Planes of a coarse level that are made at a time."""
+_PLACES = BoundedSemaphore(2)
+_SOLVER = Lock()
+_WRITER = Lock()
+"""What a worker does at a time, however many threads it has: it restores one block with all of its cores, while the next one is
+read and the last one is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +57,13 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     BigdeconvError
         If the estimate is not finite.
     """
-    stats: dict[str, Any] = {}
-    laps = _Laps(stats)
-    channel = recipe.channels[task.channel]
-    counts = read_box(
-        recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
-    )
-    views = counts if recipe.view_axis else counts[None]
-    owned = task.core.relative_to(task.read.start).slices
-    photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity, owned)
-    del counts, views
-    stats |= {k: v for k, v in asdict(voxel_counts).items() if v}
-    laps.end("read")
-    if weights is not None and not weights.any():
+    estimate, stats = _read_and_restore(recipe, task)
+    if estimate is None:
         _leave_empty_rims(recipe, task)
-        return Solved(None, stats | {"skipped": True})
-    blur, prior = _tools(recipe, task.channel, task.read.shape)
-    estimate = restore(photons, weights, blur, prior, channel.settings)
+        return Solved(None, stats)
     if not np.isfinite(estimate).all():
         raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
-    laps.end("solve")
+    laps = _Laps(stats)
     kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
     has_lower = triple(int(p > 0) for p in task.position)
     blending.weigh_(kept, task.core.shape, recipe.plan.blend, has_lower)
@@ -78,6 +72,46 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
     laps.end("blend")
     return Solved(core, stats)
+
+
+def _read_and_restore(recipe: Recipe, task: BlockTask) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Read a block and restore it when it is its turn; None where there are no data.
+
+    A GPU's host turns counts into photons beside the block that the GPU is at.  On a CPU, where that takes the same cores,
+    it would only take memory.
+    """
+    channel = recipe.channels[task.channel]
+    owned = task.core.relative_to(task.read.start).slices
+    on_cpu = channel.settings.torch_device == "cpu"
+    stats: dict[str, Any] = {}
+    with _PLACES, ExitStack() as turn:
+        laps = _Laps(stats)
+        views = _read(recipe, task)
+        laps.end("read")
+        if on_cpu:
+            turn.enter_context(_SOLVER)
+            laps.end("wait")
+        photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity, owned)
+        del views
+        stats |= {name: n for name, n in asdict(voxel_counts).items() if n}
+        laps.end("read")
+        if weights is not None and not weights.any():
+            return None, stats | {"skipped": True}
+        if not on_cpu:
+            turn.enter_context(_SOLVER)
+            laps.end("wait")
+        blur, prior = _tools(recipe, task.channel, task.read.shape)
+        estimate = restore(photons, weights, blur, prior, channel.settings)
+        laps.end("solve")
+        return estimate, stats
+
+
+def _read(recipe: Recipe, task: BlockTask) -> np.ndarray:
+    """Return the counts of a block's data window, ``v z y x``."""
+    counts = read_box(
+        recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
+    )
+    return counts if recipe.view_axis else counts[None]
 
 
 def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Triple, int]) -> dict[str, Any]:
@@ -93,31 +127,32 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Trip
     dict
         The block's statistics, for the ledger.
     """
-    stats = dict(solved.stats)
-    laps = _Laps(stats)
-    incoming = {d: ledger.read_rim(recipe.scratch, index, d) for d, index in rims.items()}
-    core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
-    blending.merge_(core, incoming)
-    laps.end("blend")
-    stored, clipped = to_stored(core, recipe, task.channel)
-    if solved.core is not None or any(rim.size for rim in incoming.values()):
-        _write_levels(recipe, task, stored)
-    laps.end("write")
-    if clipped:
-        stats["clipped"] = clipped
-    return {"block": task.index, **stats, "max": round(float(core.max()), 4)}
+    with _WRITER:
+        stats = dict(solved.stats)
+        laps = _Laps(stats)
+        incoming = {d: ledger.read_rim(recipe.scratch, index, d) for d, index in rims.items()}
+        core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
+        blending.merge_(core, incoming)
+        stats["max"] = round(float(core.max()), 4)
+        laps.end("blend")
+        stored, clipped = to_stored(core, recipe, task.channel)
+        del core
+        if solved.core is not None or any(rim.size for rim in incoming.values()):
+            _write_levels(recipe, task, stored)
+        laps.end("write")
+        return {"block": task.index, **stats} | ({"clipped": clipped} if clipped else {})
 
 
 def to_stored(core: np.ndarray, recipe: Recipe, channel: int) -> tuple[np.ndarray, int]:
-    """Convert photons to what is stored; return it with the number of clipped voxels."""
+    """Convert photons to what is stored, in the memory of ``core``; return it with the number of clipped voxels."""
     dtype = np.dtype(recipe.output_dtype)
-    scaled = core * np.float32(recipe.channels[channel].output_scale)
+    core *= np.float32(recipe.channels[channel].output_scale)
     if dtype.kind == "f":
-        return (scaled if recipe.keep_bits is None else _round_mantissa(scaled, recipe.keep_bits)), 0
+        return (core if recipe.keep_bits is None else _round_mantissa(core, recipe.keep_bits)), 0
     limit = np.iinfo(dtype).max
-    rounded = np.rint(scaled)
-    clipped = int(np.count_nonzero(rounded > limit))
-    return np.clip(rounded, 0, limit).astype(dtype), clipped
+    np.rint(core, out=core)
+    clipped = int(np.count_nonzero(core > limit))
+    return np.clip(core, 0, limit, out=core).astype(dtype), clipped
 
 
 def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 
 from bigdeconv.engine import tasks
-from bigdeconv.errors import ClusterLostError
+from bigdeconv.errors import BudgetError, ClusterLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
+THREADS_PER_WORKER = 2
+"""One restores a block while the other reads the next or writes the last."""
 _SETTINGS: dict[str, Any] = {
     # Blocks keep their data in unmanaged memory that the planner has bounded: Dask must neither spill nor kill for it.
     "distributed.worker.memory.target": False,
@@ -64,7 +67,7 @@ class Connection:
     is_local: bool
     """Whether the cluster is our own, on this machine."""
     slots: int
-    """Blocks that can be computed at the same time."""
+    """Blocks that are read, restored or written at the same time."""
 
 
 @contextmanager
@@ -86,12 +89,26 @@ def connect(scheduler: str | None, local: LocalWorkers) -> Iterator[Connection]:
                 yield _connection(client, is_local=False)
 
 
+def require_memory(connection: Connection, needed_bytes: int) -> None:
+    """Check that every worker that has a memory limit may take what a block needs.
+
+    Raises
+    ------
+    BudgetError
+        If one may not: Dask would stop or kill it in mid-block.
+    """
+    limits = [limit for worker in _workers(connection.client) if (limit := worker["memory_limit"])]
+    if limits and min(limits) < needed_bytes:
+        raise BudgetError(
+            f"memory: a block needs {needed_bytes / 2**30:.2f} GiB per worker, a worker of the cluster is limited to "
+            f"{min(limits) / 2**30:.2f} GiB; lower --memory to that, or start the workers with a larger --memory-limit."
+        )
+
+
 def install(client: Client, recipe: Recipe) -> None:
     """Send the recipe to all workers, those that join later too; before the first task."""
-    slots: dict[str, int] = {}
-    for worker in _workers(client):
-        slots[worker["host"]] = slots.get(worker["host"], 0) + worker["nthreads"]
-    client.register_plugin(_RecipePlugin(recipe, slots), name=_plugin_name(recipe))
+    workers = Counter(worker["host"] for worker in _workers(client))
+    client.register_plugin(_RecipePlugin(recipe, workers), name=_plugin_name(recipe))
 
 
 def uninstall(client: Client, recipe: Recipe) -> None:
@@ -106,19 +123,19 @@ def _plugin_name(recipe: Recipe) -> str:
 class _RecipePlugin(WorkerPlugin):
     """Keeps a recipe on a worker and gives its FFTs and convolutions their threads: a fair share of the host's cores."""
 
-    def __init__(self, recipe: Recipe, slots_by_host: dict[str, int]) -> None:
+    def __init__(self, recipe: Recipe, workers_by_host: dict[str, int]) -> None:
         self._recipe = recipe
-        self._slots_by_host = slots_by_host
+        self._workers_by_host = workers_by_host
 
     def setup(self, worker: Worker) -> None:
         import torch
 
         host = worker.address.rsplit("/", 1)[-1].rsplit(":", 1)[0]
-        slots = self._slots_by_host.get(host, worker.state.nthreads)
+        workers = self._workers_by_host.get(host, 1)
         # Products in TF32 carry 10 bits of mantissa: blocks from a GPU would differ from others' at the seam.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
-        torch.set_num_threads(self._recipe.threads or max(len(os.sched_getaffinity(0)) // slots, 1))
+        torch.set_num_threads(self._recipe.threads or max(len(os.sched_getaffinity(0)) // workers, 1))
         tasks.RECIPES[self._recipe.token] = self._recipe
 
     def teardown(self, worker: Worker) -> None:
@@ -144,7 +161,7 @@ def _nanny_options(i: int, local: LocalWorkers) -> dict[str, Any]:
         given = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         environment["CUDA_VISIBLE_DEVICES"] = given[i] if given else str(i)
     return {
-        "nthreads": 1,
+        "nthreads": THREADS_PER_WORKER,
         "host": LOOPBACK,
         "env": environment,
         "memory_limit": 0,
@@ -186,7 +203,7 @@ def _address_in(scheduler_file: Path) -> str:
 
 
 def _connection(client: Client, *, is_local: bool) -> Connection:
-    slots = sum(worker["nthreads"] for worker in _workers(client))
+    slots = sum(min(worker["nthreads"], THREADS_PER_WORKER) for worker in _workers(client))
     without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
     dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh
     return Connection(client, dashboard, is_local, max(slots, 1))

@@ -238,15 +238,16 @@ def impulse_response(layers: Sequence[Tensor]) -> Tensor:
     return impulse
 
 
-def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray], row: int) -> int:
-    """Return the memory in bytes that `Rows` takes in float32 beside its result, for rows of an extent."""
+def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> tuple[int, int]:
+    """Return the memory in bytes that `Rows` takes in float32 beside its result: for its tiles, and per voxel of a row.
+
+    The former holds for rows of 16 to `STEP_VOXELS` voxels.
+    """
     n_channels, (rz, ry, _) = layers[-1].shape[0], reach(layers)
-    length = even_fast_length(row)
-    height = max(STEP_VOXELS // length, 1)
-    tile = 3 * (DEPTH + rz) * (ry + 1) * height
-    step = height * (4 * min(n_channels, GROUP) + (rz + 1) * (ry + 1))
+    frequencies = STEP_VOXELS // 2 + STEP_VOXELS // 16
+    tile = 3 * (DEPTH + rz) * (ry + 1) + 4 * min(n_channels, GROUP) + (rz + 1) * (ry + 1)
     spectra = 2 * n_channels * (rz + 1) * (ry + 1)
-    return 8 * (length // 2 + 1) * (tile + step + spectra)
+    return 8 * frequencies * tile, 4 * spectra * _KEPT
 
 
 def _tiles(valid: Triple, beyond: Triple, extent_zy: tuple[int, int]) -> Iterator[Box]:

@@ -1,0 +1,198 @@
+"""Promised against measured memory: a fresh process does with one block what a worker does, over a grid of jobs.
+
+python tests/benchmarks/memory.py [--only WORD]
+
+A row per job: what the plan promises, what the kernel says the process had at most, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+VOXEL_UM = (0.3, 0.15, 0.15)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One job."""
+
+    core: tuple[int, int, int]
+    sigma: tuple[float, float, float]
+    """Of a Gaussian PSF, in voxels."""
+    method: str = "garl"
+    views: int = 1
+    dtype: str = "uint16"
+    output: str = "uint16"
+    model: str = "compact"
+    holes: bool = False
+    """Whether some voxels are no data, so that there are weights."""
+
+    def __str__(self) -> str:
+        core = "x".join(str(n) for n in self.core)
+        sigma = "x".join(f"{s:g}" for s in self.sigma)
+        model = f" {self.model}" if self.method == "garl" else ""
+        holes = ", holes" if self.holes else ""
+        return f"{self.method}{model} {core}, sigma {sigma}, {self.views} views, {self.dtype} to {self.output}{holes}"
+
+
+GRID = (
+    Case((96,) * 3, (1.0,) * 3, "rl"),
+    Case((192,) * 3, (2.0,) * 3, "rl"),
+    Case((192,) * 3, (2.0,) * 3, "rltv"),
+    Case((192,) * 3, (2.0,) * 3, "garl"),
+    Case((192,) * 3, (2.0,) * 3, "garl", model="large"),
+    Case((192,) * 3, (2.0,) * 3, "rl", output="float32"),
+    Case((192,) * 3, (2.0,) * 3, "rl", dtype="uint8"),
+    Case((192,) * 3, (2.0,) * 3, "rl", dtype="float32", output="float32", holes=True),
+    Case((192,) * 3, (2.0,) * 3, "garl", dtype="float64", output="float32"),
+    Case((256,) * 3, (0.0,) * 3, "garl"),
+    Case((256,) * 3, (0.0,) * 3, "rltv"),
+    Case((320,) * 3, (1.0,) * 3, "rl"),
+    Case((64, 512, 512), (2.0, 1.0, 1.0), "garl"),
+    Case((16, 1024, 1024), (1.0, 2.0, 2.0), "rl"),
+    Case((1, 2048, 2048), (0.0, 2.0, 2.0), "rl"),
+    Case((512, 64, 64), (4.0, 4.0, 4.0), "rltv"),
+    Case((64,) * 3, (4.0,) * 3, "garl", views=4),
+    Case((128,) * 3, (2.0,) * 3, "garl", views=8),
+    Case((96,) * 3, (2.0,) * 3, "rl", views=32),
+    Case((96,) * 3, (2.0,) * 3, "garl", views=32, holes=True),
+)
+
+
+def measure(case: Case) -> tuple[int, int]:
+    """Return the promised and the measured peak in bytes of a fresh process."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]),
+        "OMP_NUM_THREADS": "1",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # as the workers have it
+    }
+    command = [sys.executable, "-m", "tests.benchmarks.memory", "--measure", json.dumps(asdict(case))]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    promised, peak = json.loads(done.stdout)
+    return promised, peak
+
+
+def work(case: Case, folder: Path) -> tuple[int, int]:
+    """Restore a block, then the next one while the first is merged; return what was promised and the peak."""
+    import distributed  # noqa: F401  a worker has it in memory
+    import torch
+
+    from bigdeconv.engine import block
+    from bigdeconv.storage.output import create_output
+
+    torch.set_num_threads(1)
+    recipe = _recipe(case, folder)
+    create_output(folder / "out.zarr", _output_spec(recipe))
+    task = max(recipe.plan.tasks(), key=lambda t: t.read.size)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (threads.submit(block.solve_block, recipe, task) for _ in range(2))
+        threads.submit(block.merge_block, recipe, task, first.result(), {}).result()
+        second.result()
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
+
+
+def _recipe(case: Case, folder: Path):
+    from bigdeconv import job
+    from bigdeconv.config import make_config
+    from bigdeconv.deconvolution import Settings
+    from bigdeconv.engine.recipe import ChannelRecipe, Recipe
+    from bigdeconv.intensity import Camera, Validity
+
+    _write_input(case, folder)
+    outline = job.inspect(
+        make_config(
+            {
+                "input": str(folder / "in.zarr"), "output": str(folder / "out.zarr"), "psf": str(folder / "psf.npy"),
+                "method": case.method, "model": case.model, "views_axis": "v",
+                "block_shape": case.core, "dtype": case.output, "memory": "1TiB", "workers": 1, "device": "cpu",
+            }
+        )
+    )  # fmt: skip
+    settings = Settings(case.method, 2, 0.01, 5 / 255, 5.0, 50.0, VOXEL_UM, saturation=65535.0)
+    validity = Validity(0.0 if case.holes else None, 10.0, 5.0, 50.0)
+    return Recipe(
+        token="memory",
+        volume=outline.volume,
+        view_axis=outline.config.views_axis,
+        camera=Camera(),
+        plan=outline.plan,
+        channels={0: ChannelRecipe(settings, validity, outline.kernels[0], 8.0)},
+        model=outline.model,
+        output=str(folder / "out.zarr"),
+        output_axes=("z", "y", "x"),
+        output_dtype=case.output,
+        keep_bits=None,
+        scratch=str(folder / "scratch"),
+        threads=1,
+    )
+
+
+def _write_input(case: Case, folder: Path) -> None:
+    """Write a volume of two blocks and more, a few planes at a time, and its PSFs."""
+    from bigdeconv import psf
+    from bigdeconv.storage.arrays import write_region
+    from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
+
+    z, y, x = case.core
+    shape = (case.views, 2 * z if z > 1 else 1, y, x if z > 1 else 2 * x)
+    axes, chunk = ("v", "z", "y", "x"), (1, *(min(64, n) for n in shape[1:]))
+    level = LevelSpec(shape, chunk, None, (1.0, *VOXEL_UM), (0.0,) * 4)
+    spec = OutputSpec(axes, (None, *("micrometer",) * 3), case.dtype, (level,), "0.5", "memory", (), {})
+    create_output(folder / "in.zarr", spec)
+    planes = np.random.default_rng(0).poisson(20, (chunk[1], *shape[2:])).astype(case.dtype)
+    if case.holes:
+        planes[:, :8, :8] = 0
+    for v in range(shape[0]):
+        for start in range(0, shape[1], chunk[1]):
+            stop = min(start + chunk[1], shape[1])
+            index = (v, slice(start, stop), slice(0, shape[2]), slice(0, shape[3]))
+            write_region(folder / "in.zarr", "0", index, planes[: stop - start])
+    kernel = psf.gaussian(case.sigma, truncate=4.0)
+    np.save(folder / "psf.npy", np.stack([kernel] * case.views))
+
+
+def _output_spec(recipe):
+    from bigdeconv.storage.output import LevelSpec, OutputSpec
+
+    levels = tuple(
+        LevelSpec(level.shape, level.chunk_shape, level.shard_shape, (1.0,) * 3, (0.0,) * 3)
+        for level in recipe.plan.levels
+    )
+    return OutputSpec(recipe.output_axes, ("micrometer",) * 3, recipe.output_dtype, levels, "0.5", "out", (), {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of a row's name")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        values = json.loads(arguments.measure)
+        case = Case(**values | {name: tuple(values[name]) for name in ("core", "sigma")})
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(work(case, Path(folder))))
+        return
+    print("promised measured  ratio")
+    for case in GRID:
+        if arguments.only in str(case):
+            promised, peak = measure(case)
+            print(f"{promised / GIB:8.2f} {peak / GIB:8.2f} {peak / promised:6.2f}  {case}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
