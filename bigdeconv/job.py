@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 
-from bigdeconv import calibration, models, psf
+from bigdeconv import calibration, models, psf, trial
 from bigdeconv.deconvolution import DEFAULT_ITERATIONS, MU_MAX, Settings, cuda_device_count, device_memory_bytes
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.geometry import Box, triple
+from bigdeconv.geometry import Box, triple, zyx_text
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import Plan, PriorMemory, Request, make_plan
+from bigdeconv.planner import CHUNK, Costs, Plan, PriorMemory, Request, make_plan
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.psf_files import read_psf
@@ -38,8 +38,10 @@ DEVICE_SHARE = 0.85
 LEAST_WORKER_BYTES = 3 * 2**30
 REMOTE_WORKER_BYTES = 8 * 2**30
 """What a worker of a running cluster is taken to have unless --memory says more."""
-WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
+WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 24, 56
 """Work of a step in the prior per voxel: the roots' terms, the gradient, and TV's differences and curvature."""
+DECODING_LIMIT = 3.0
+"""Voxels decoded per voxel written from which on a plan warns."""
 NOMINAL_PSF_RADIUS = 16
 """Radius in voxels of the PSF that a volume which does not exist yet is planned with where none is given."""
 
@@ -57,12 +59,26 @@ class Outline:
     workers: int
     threads: int
     cuda: bool
+    costs: Costs
+    """What was measured on this machine."""
     warnings: tuple[str, ...]
 
     @property
     def iterations(self) -> int:
         """Iterations of every block."""
-        return self.config.iterations if self.config.iterations is not None else DEFAULT_ITERATIONS[self.config.method]
+        return _iterations(self.config)
+
+    @property
+    def seconds_per_block(self) -> float:
+        """Predicted CPU time of a block, or a GPU's."""
+        n_views = next(iter(self.kernels.values())).shape[0]
+        return self.costs.total(self.plan, n_views, self.iterations) / self.plan.n_blocks
+
+    @property
+    def wall_seconds(self) -> float:
+        """Predicted time of the whole job with the workers of this machine."""
+        rounds = -(-self.plan.n_blocks // self.workers)
+        return self.seconds_per_block * rounds / (1 if self.cuda else self.threads)
 
     @property
     def output_dtype(self) -> str:
@@ -139,6 +155,7 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
     workers, threads, cuda = _local_workers(config)
+    costs = _costs(config, model, n_views, threads, cuda=cuda)
     request = Request(
         zyx_shape=volume.zyx_shape,
         psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
@@ -153,6 +170,9 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
         budget_bytes=_budget(config, workers),
         device_budget_bytes=int(DEVICE_SHARE * device_memory_bytes()) if cuda else None,
         n_workers=workers,
+        costs=costs,
+        iterations=_iterations(config),
+        input_chunk_shape=_space(volume, volume.chunk_shape),
         block_shape=_explicit(config.block_shape),
         halo=_explicit(config.halo),
         blend=_explicit(config.blend),
@@ -162,7 +182,8 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
         sharded=config.ome_version == "0.5",
     )
     plan = make_plan(request)
-    return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
+    warnings += _reading_warning(plan)
+    return Outline(config, volume, plan, kernels, model, workers, threads, cuda, costs, tuple(warnings))
 
 
 def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
@@ -176,6 +197,27 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> Prio
         )  # the response, its ψ', what comes back, the library's work
     tiles, per_row_voxel = work_bytes(model.layers)
     return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
+
+
+def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, threads: int, *, cuda: bool) -> Costs:
+    weights = "" if model is None else models.digest(model)
+    subject = trial.Subject(config.method, config.update, n_views, weights, "cuda" if cuda else "cpu", threads)
+    return trial.measure(subject, model)
+
+
+def _reading_warning(plan: Plan) -> list[str]:
+    """Say which chunks of the input would help where reading decodes much that is not needed."""
+    now = plan.decode_amplification
+    if now <= DECODING_LIMIT:
+        return []
+    better = triple(min(CHUNK, n) for n in plan.zyx_shape)
+    then = replace(plan, input_chunk_shape=better).decode_amplification
+    if then > 0.9 * now:
+        return [f"Reading decodes {now:.1f} voxels per voxel written; larger blocks (more --memory) would help."]
+    return [
+        f"Reading decodes {now:.1f} voxels per voxel written, for the input has chunks of {zyx_text(plan.input_chunk_shape)}; "
+        f"with {zyx_text(better)} it would be {then:.1f}."
+    ]
 
 
 def prepare(outline: Outline) -> Job:
@@ -238,7 +280,9 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
         "rim_bytes": plan.rim_bytes if plan.overlaps else 0,
         "read_amplification": round(plan.read_amplification, 3),
         "compute_amplification": round(plan.compute_amplification, 3),
-        "estimated_seconds": round(_estimated_seconds(outline), 1),
+        "decode_amplification": round(plan.decode_amplification, 3),
+        "cpu_seconds_per_block": round(outline.seconds_per_block, 2),
+        "estimated_seconds": round(outline.wall_seconds, 1),
         "predicted_seam_error": float(f"{plan.seam_error(outline.iterations):.2g}"),
         "workers": outline.workers,
         "threads_per_worker": outline.threads,
@@ -393,6 +437,15 @@ def _output_dtype(config: JobConfig, volume: VolumeInfo) -> str:
     return "uint16" if np.dtype(volume.dtype).kind in "iu" else "float32"
 
 
+def _iterations(config: JobConfig) -> int:
+    return config.iterations if config.iterations is not None else DEFAULT_ITERATIONS[config.method]
+
+
+def _space(volume: VolumeInfo, extents: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the extents on z, y and x of a tuple in stored order, 1 where an axis is not stored."""
+    return triple(1 if (i := volume.axis_index(name)) is None else extents[i] for name in "zyx")
+
+
 def camera(config: JobConfig) -> Camera:
     """Return the camera that the settings describe."""
     return Camera(config.camera_offset, config.gain, config.read_noise)
@@ -446,19 +499,3 @@ def _machine_bytes() -> int:
         return min(total, int(limit.read_text()))
     except (OSError, ValueError):
         return total
-
-
-def _estimated_seconds(outline: Outline) -> float:
-    """Estimate the wall time from typical costs per voxel and iteration of one core; a GPU is taken as 200 of them."""
-    plan = outline.plan
-    views = next(iter(outline.kernels.values())).shape[0]
-    prior_ns = {"rl": 0.0, "rltv": 60.0, "garl": 0.0}[outline.config.method]
-    if outline.model is not None:
-        prior_ns = 0.07 * sum(int(layer.size) for layer in outline.model.layers) + 50.0
-    fft_ns = 60.0 * (1 + views)
-    voxels = plan.roi.size * len(plan.timepoints) * len(plan.channels)
-    work = (
-        voxels * (plan.compute_amplification * fft_ns + plan.read_amplification * prior_ns) * 1e-9 * outline.iterations
-    )
-    speed = outline.workers * (200.0 if outline.cuda else outline.threads)
-    return float(work / speed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv import seams
 from bigdeconv.errors import BudgetError, InvalidInputError
-from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, triple, zyx_text
+from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple, zyx_text
 from bigdeconv.levels import Level, choose_shard, plan_levels
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
 HEAP_BYTES = 32 * 2**20
 """Up to this size glibc keeps freed arrays in heaps, where the next ones often do not fit; larger ones go back to the system."""
+FRESH_BYTES = 60
+"""Bytes of arrays that a pair of transforms makes per FFT voxel."""
+PRIOR_FRESH_BYTES = 80
+"""Bytes of arrays that a step in the prior makes per voxel."""
 CUDA_PROCESS_BYTES = 3 * 2**30
 """The same where a CUDA context is open in it."""
 
@@ -74,6 +78,8 @@ class Plan:
     """Named terms of the peak memory of a worker, in bytes."""
     device_memory: tuple[tuple[str, int], ...] = ()
     """The same for what its GPU allocates; none without a GPU."""
+    input_chunk_shape: Triple = (1, 1, 1)
+    """What one read of the input decodes at least."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -147,6 +153,11 @@ class Plan:
         return math.prod(totals.sum_read for totals in self._totals) / self.roi.size
 
     @property
+    def decode_amplification(self) -> float:
+        """Voxels decoded per voxel written: reads touch whole chunks of the input."""
+        return math.prod(totals.sum_decoded for totals in self._totals) / self.roi.size
+
+    @property
     def compute_amplification(self) -> float:
         """FFT voxels computed per voxel written."""
         return math.prod(totals.sum_fft for totals in self._totals) / self.roi.size
@@ -189,6 +200,7 @@ class Plan:
             self.halo[axis],
             self.blend[axis],
             self.psf_shape[axis],
+            self.input_chunk_shape[axis],
         )
 
 
@@ -210,6 +222,7 @@ class _Axis(NamedTuple):
     halo: int
     blend: int
     psf: int
+    chunk: int
 
     def extent(self, i: int) -> _Extent:
         start = self.start + i * self.core
@@ -232,14 +245,17 @@ class _AxisTotals(NamedTuple):
     max_fft: int
     sum_read: int
     sum_fft: int
+    sum_decoded: int
 
 
 @lru_cache(maxsize=1024)
 def _axis_totals(axis: _Axis) -> _AxisTotals:
     count = ceil_div(axis.stop - axis.start, axis.core)
-    reads = [extent.read[1] - extent.read[0] for extent in map(axis.extent, range(count))]
+    extents = [axis.extent(i).read for i in range(count)]
+    reads = [stop - start for start, stop in extents]
     ffts = [axis.fft_length(read) for read in reads]
-    return _AxisTotals(max(reads), max(ffts), sum(reads), sum(ffts))
+    decoded = (min(round_up(stop, axis.chunk), axis.size) - start // axis.chunk * axis.chunk for start, stop in extents)
+    return _AxisTotals(max(reads), max(ffts), sum(reads), sum(ffts), sum(decoded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +268,42 @@ class PriorMemory:
     """Work whatever the block."""
     row_bytes: int = 0
     """What is kept from block to block, per voxel of a row of the data window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of one core, or of a GPU with its worker; the defaults are those of some machine, for their ratios."""
+
+    fft: float = 6e-10
+    """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
+    prior: float = 0.0
+    """Per voxel of the data window and iteration."""
+    prepare: float = 4e-8
+    """Per voxel and view that is turned into photons."""
+    fault: float = 0.0
+    """Per byte of memory that the system hands out anew, as it does for each array larger than `HEAP_BYTES`."""
+    decode: float = 4e-9
+    """Per voxel decoded."""
+    write: float = 2e-8
+    """Per voxel merged, encoded and averaged to the next levels."""
+    block: float = 0.01
+    """Per block: messages, small files, the journal."""
+
+    def total(self, plan: Plan, n_views: int, iterations: int) -> float:
+        """Return the seconds of all blocks of a plan, on one core or GPU."""
+        volumes = len(plan.timepoints) * len(plan.channels)
+        n_fft = math.prod(plan.fft_shape)
+        fresh = self.fault if 4 * n_fft >= HEAP_BYTES else 0.0
+        # The start of the iteration costs as much as a step of it.
+        transforms = (iterations + 1) * (n_views + 1) * (self.fft * math.log2(max(n_fft, 2)) + FRESH_BYTES * fresh)
+        window = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh if self.prior else 0.0)) + n_views * self.prepare
+        per_voxel = (
+            plan.compute_amplification * transforms
+            + plan.read_amplification * window
+            + plan.decode_amplification * n_views * self.decode
+            + self.write
+        )
+        return volumes * plan.roi.size * per_voxel + plan.n_blocks * self.block
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +325,9 @@ class Request:
     device_budget_bytes: int | None = None
     """Memory of a worker's GPU; None where blocks are computed on CPUs."""
     n_workers: int = 1
+    costs: Costs = Costs()
+    iterations: int = 1
+    input_chunk_shape: Triple = (1, 1, 1)
     block_shape: Triple | None = None
     halo: Triple | None = None
     blend: Triple | None = None
@@ -303,7 +358,7 @@ def make_plan(request: Request) -> Plan:
         plan = _plan_with_core(request, roi, chunk, core, with_levels=False)
         if not _fits(plan, request):
             continue
-        rank = (_makespan(plan, request.n_workers), plan.n_blocks)
+        rank = (_makespan(plan, request), plan.n_blocks)
         if best is None or rank < best[:2]:
             best = (*rank, plan)
     if best is None:
@@ -402,6 +457,7 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         psf_shape=request.psf_shape,
         levels=_levels(request, Grid(roi.shape, core), chunk) if with_levels else (),
         memory=(),
+        input_chunk_shape=request.input_chunk_shape,
     )
     read, fft = plan.read_shape, plan.fft_shape
     on_device = () if request.device_budget_bytes is None else device_memory_terms(request, read, fft)
@@ -473,8 +529,7 @@ def _multiples(most: int) -> Iterator[int]:
     yield from (m for m in range(1, most + 1) if m % max(1 << max(m.bit_length() - 3, 0), 1) == 0)
 
 
-def _makespan(plan: Plan, n_workers: int) -> float:
-    """Cost of the longest worker's share: FFT voxels times their logarithm, blocks dealt out evenly."""
-    fft = math.prod(plan.fft_shape)
-    rounds = ceil_div(plan.n_blocks, n_workers) / (plan.n_blocks / n_workers)
-    return plan.compute_amplification * rounds * math.log2(max(fft, 2))
+def _makespan(plan: Plan, request: Request) -> float:
+    """Return the time of the longest worker's share, blocks dealt out evenly."""
+    rounds = ceil_div(plan.n_blocks, request.n_workers)
+    return request.costs.total(plan, request.n_views, request.iterations) / plan.n_blocks * rounds

@@ -20,7 +20,11 @@ from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
 from bigdeconv.planner import (
     BLEND,
     CUDA_PROCESS_BYTES,
+    FRESH_BYTES,
+    HEAP_BYTES,
+    PRIOR_FRESH_BYTES,
     PROCESS_BYTES,
+    Costs,
     Plan,
     PriorMemory,
     Request,
@@ -265,6 +269,38 @@ class TestCosts:
         assert plan.read_shape == tuple(max(t.read.shape[a] for t in tasks) for a in range(3))
         assert plan.fft_shape == tuple(max(f[a] for f in ffts) for a in range(3))
 
+    @given(requests(volumes=False, input_chunk_shape=(5, 3, 7)))
+    @settings(max_examples=60, deadline=None)
+    def test_decoded_are_the_whole_chunks_that_reads_touch(self, request):
+        plan = plan_for(request)
+        whole = Box.of_shape(request.zyx_shape)
+        chunks = [Grid(request.zyx_shape, (5, 3, 7)).core(p) for p in Grid(request.zyx_shape, (5, 3, 7)).positions()]
+        decoded = sum(c.size for task in plan.tasks() for c in chunks if c.intersect(task.read).intersect(whole).size)
+        assert plan.decode_amplification == pytest.approx(decoded / plan.roi.size)
+
+    def test_costs_by_hand(self):
+        """Four units per FFT voxel, two per voxel read, three per voxel decoded, five per voxel written, seven per block."""
+        plan = make_plan(simple(timepoints=(0, 1)))
+        per_fft = 4 / (3 * 2 * math.log2(math.prod(plan.fft_shape)))
+        costs = Costs(fft=per_fft, prior=1.0, prepare=0.0, decode=3.0, write=5.0, block=7.0)
+        amplified = 4 * plan.compute_amplification + 2 * plan.read_amplification + 3 * plan.decode_amplification + 5
+        assert costs.total(plan, 1, 2) == pytest.approx(2 * plan.roi.size * amplified + 7 * plan.n_blocks)
+
+    def test_arrays_that_the_system_hands_out_anew_cost_more(self):
+        cubes = (simple(zyx_shape=(n,) * 3, block_shape=(n,) * 3, psf_shape=(1, 1, 1)) for n in (64, 256))
+        small, large = map(make_plan, cubes)
+        assert math.prod(small.fft_shape) * 4 < HEAP_BYTES <= math.prod(large.fft_shape) * 4
+        base, faults = Costs(prior=1.0), Costs(prior=1.0, fault=1.0)
+        assert faults.total(small, 1, 3) == base.total(small, 1, 3)
+        extra = faults.total(large, 1, 3) - base.total(large, 1, 3)
+        assert extra == pytest.approx(256**3 * (4 * 2 * FRESH_BYTES + 3 * PRIOR_FRESH_BYTES))
+
+    def test_dear_reading_makes_larger_blocks(self):
+        request = simple(zyx_shape=(512,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**30, n_workers=2)
+        chunked = replace(request, input_chunk_shape=(1, 512, 512))
+        cheap, dear = (make_plan(replace(chunked, costs=Costs(decode=d))) for d in (0.0, 1e-6))
+        assert dear.decode_amplification < cheap.decode_amplification
+
     @given(requests(explicit=False))
     @settings(max_examples=60, deadline=None)
     def test_memory_is_kept_or_refused(self, request):
@@ -305,7 +341,7 @@ class TestCosts:
             make_plan(simple(zyx_shape=(300,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=b))
             for b in budgets
         ]
-        costs = [p.compute_amplification * math.log2(math.prod(p.fft_shape)) for p in plans]
+        costs = [Costs().total(p, 1, 1) for p in plans]
         assert all(b <= a * (1 + 1e-9) for a, b in pairwise(costs))
         assert plans[0].n_blocks > 1
 

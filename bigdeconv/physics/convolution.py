@@ -19,7 +19,7 @@ import torch
 from bigdeconv.geometry import Triple, fast_length, triple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -62,7 +62,11 @@ class Blur:
         self._rows_at_once = max(slab_bytes // (row_bytes * self.fft_shape[0]), 1)
         # Rolling the kernel by P-1 puts the first valid voxel of the linear convolution at index 0 of the FFT window.
         shifts = [1 - p for p in psf_shape]
-        self._otfs = [self._transform(torch.roll(_padded(kernel, self.fft_shape), shifts, AXES)) for kernel in kernels]
+        half = (*self.fft_shape[:2], self.fft_shape[2] // 2 + 1)
+        # One piece: many small ones would leave between them the gaps of what made them.
+        self._otfs = torch.empty((len(kernels), *half), dtype=kernels.dtype.to_complex(), device=kernels.device)
+        for otf, kernel in zip(self._otfs, kernels, strict=True):
+            otf.copy_(self._transform(torch.roll(_padded(kernel, self.fft_shape), shifts, AXES)))
 
     @property
     def n_views(self) -> int:
@@ -79,8 +83,8 @@ class Blur:
         """Return ``H x``, ``v z y x`` on ``D``, of an estimate on ``E``; partner of `adjoint`."""
         return torch.stack(list(self.views(x)))
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return ``Σ_v H_vᵀ y_v`` on ``E`` of views ``v z y x`` on ``D``; partner of `forward`."""
+    def adjoint(self, y: Iterable[Tensor]) -> Tensor:
+        """Return ``Σ_v H_vᵀ y_v`` on ``E`` of views ``v z y x`` on ``D``, one in memory at a time; partner of `forward`."""
         total = None
         for view, otf in zip(y, self._otfs, strict=True):
             total = self._back_projected(self._planes(view), otf, total, total)

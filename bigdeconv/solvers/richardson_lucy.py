@@ -73,11 +73,11 @@ def solve(problem: Problem, iterations: int) -> Tensor:
 
 def init(problem: Problem) -> State:
     """Start from ``Hᵀ(w∘y) ⊘ Hᵀw``."""
-    blur, weights = problem.blur, problem.weights
-    sensitivity = blur.adjoint(torch.ones_like(problem.data) if weights is None else weights)
+    blur, data, weights = problem.blur, problem.data, problem.weights
+    sensitivity = blur.adjoint((torch.ones_like(view) for view in data) if weights is None else weights)
     # Where there is no datum at all the maximum is 0: the second floor keeps the estimate at its own.
     sensitivity.clamp_(min=max(SENSITIVITY_FLOOR * float(sensitivity.max()), FLOOR))
-    x = blur.adjoint(problem.data if weights is None else weights * problem.data)
+    x = blur.adjoint(data if weights is None else (w * view for w, view in zip(weights, data, strict=True)))
     x.div_(sensitivity).clamp_(min=FLOOR)
     return State(x, x.clone(), sensitivity)
 

@@ -187,6 +187,13 @@ def _print_plan(job: JobConfig, tczyx_shape: tuple[int, ...] | None = None, *, a
     print(_plan_text(summary))
 
 
+def _duration(seconds: float) -> str:
+    for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _plan_text(s: dict[str, Any]) -> str:
     def zyx(key: str) -> str:
         return ",".join(str(n) for n in s[key]) if s[key] else "none"
@@ -194,6 +201,7 @@ def _plan_text(s: dict[str, Any]) -> str:
     def size(n: float) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
+    unit = "a GPU" if s["device_memory"] else "CPU"
     rows = [
         (
             "volume",
@@ -207,13 +215,18 @@ def _plan_text(s: dict[str, Any]) -> str:
         ("chunks", f"{zyx('chunk_shape')}, shards {zyx('shard_shape')}, {len(s['levels'])} levels"),
         (
             "cost",
-            f"{s['read_amplification']:.2f} voxels read and {s['compute_amplification']:.2f} computed per voxel written",
+            f"{s['read_amplification']:.2f} voxels read, {s['decode_amplification']:.2f} decoded and "
+            f"{s['compute_amplification']:.2f} computed per voxel written",
         ),
         ("seams", f"{s['predicted_seam_error']:.1e} expected next to a seam (tabulated for RL)"),
         ("workers", f"{s['workers']} of {s['threads_per_worker']} threads, {size(s['peak_bytes_per_worker'])} each"),
         *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
+        *(("", f"  {size(n):>10}  on the GPU: {name}") for name, n in s["device_memory"].items()),
         ("scratch", f"{size(s['rim_bytes'])} of rims at most"),
-        ("time", f"about {s['estimated_seconds']:.0f} s (rough)"),
+        (
+            "time",
+            f"about {_duration(s['estimated_seconds'])}, {s['cpu_seconds_per_block']:.3g} s of {unit} per block (a trial here)",
+        ),
     ]
     lines = [f"{name:<8} {text}" for name, text in rows]
     return "\n".join(lines + [f"warning: {w}" for w in s["warnings"]])

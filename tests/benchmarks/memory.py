@@ -16,6 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -92,11 +93,9 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     import torch
 
     from bigdeconv.engine import block
-    from bigdeconv.storage.output import create_output
 
     torch.set_num_threads(1)
-    recipe = _recipe(case, folder)
-    create_output(folder / "out.zarr", _output_spec(recipe))
+    recipe = make_recipe(case, folder)
     task = max(recipe.plan.tasks(), key=lambda t: t.read.size)
     with ThreadPoolExecutor(2) as threads:
         first, second = (threads.submit(block.solve_block, recipe, task) for _ in range(2))
@@ -106,14 +105,18 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
 
 
-def _recipe(case: Case, folder: Path):
-    from bigdeconv import job
+def make_recipe(case: Case, folder: Path, iterations: int = 2):
+    """Write the input and make the recipe of a job with two blocks."""
+    from bigdeconv import job, trial
     from bigdeconv.config import make_config
     from bigdeconv.deconvolution import Settings
     from bigdeconv.engine.recipe import ChannelRecipe, Recipe
     from bigdeconv.intensity import Camera, Validity
+    from bigdeconv.planner import Costs
+    from bigdeconv.storage.output import create_output
 
     _write_input(case, folder)
+    trial.measure = lambda *_: Costs()  # the driver's work, not the worker's
     outline = job.inspect(
         make_config(
             {
@@ -123,10 +126,10 @@ def _recipe(case: Case, folder: Path):
             }
         )
     )  # fmt: skip
-    settings = Settings(case.method, 2, 0.01, 5 / 255, 5.0, 50.0, VOXEL_UM, saturation=65535.0)
+    settings = Settings(case.method, iterations, 0.01, 5 / 255, 5.0, 50.0, VOXEL_UM, saturation=65535.0)
     validity = Validity(0.0 if case.holes else None, 10.0, 5.0, 50.0)
-    return Recipe(
-        token="memory",
+    recipe = Recipe(
+        token=uuid4().hex,
         volume=outline.volume,
         view_axis=outline.config.views_axis,
         camera=Camera(),
@@ -140,6 +143,8 @@ def _recipe(case: Case, folder: Path):
         scratch=str(folder / "scratch"),
         threads=1,
     )
+    create_output(folder / "out.zarr", _output_spec(recipe))
+    return recipe
 
 
 def _write_input(case: Case, folder: Path) -> None:

@@ -158,9 +158,9 @@ def _cluster(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]
         yield json.loads(file.read_text())["address"], psutil.Process(processes[0].pid)
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
         for process in processes:
-            process.wait(30)
+            process.wait()
 
 
 def main() -> None:

@@ -1,0 +1,80 @@
+"""Predicted against measured CPU time of a block, and of volumes of 1, 2 and 4 times the size.
+
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tests/benchmarks/cost.py
+
+The trial, the prediction and the block run in one process, one after the other: what counts is the ratio.  The variable is what
+bigdeconv gives its own workers.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bigdeconv import models, trial  # noqa: E402
+from bigdeconv.engine import block  # noqa: E402
+from tests.benchmarks.memory import Case, make_recipe  # noqa: E402
+
+ITERATIONS = 4
+GRID = (
+    Case((64,) * 3, (1.0,) * 3, "rl"),
+    Case((96,) * 3, (2.0,) * 3, "rl"),
+    Case((192,) * 3, (2.0,) * 3, "rl"),
+    Case((64,) * 3, (1.0,) * 3, "rltv"),
+    Case((160,) * 3, (1.0,) * 3, "rltv"),
+    Case((64,) * 3, (1.0,) * 3, "garl"),
+    Case((32, 256, 256), (2.0, 1.0, 1.0), "garl"),
+    Case((64,) * 3, (2.0,) * 3, "rl", views=8),
+    Case((64,) * 3, (1.0,) * 3, "garl", views=8),
+)
+
+
+def ratio(case: Case) -> tuple[float, float]:
+    """Return the predicted and the measured CPU time of a job of two blocks."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = make_recipe(case, Path(folder), ITERATIONS)
+        model = models.resolve(case.model) if case.method == "garl" else None
+        subject = trial.Subject(case.method, "convergent", case.views, case.model, "cpu", 1)
+        predicted = trial._costs(subject, model).total(recipe.plan, case.views, ITERATIONS)
+        return predicted, cpu_of_all_blocks(recipe)
+
+
+def cpu_of_all_blocks(recipe) -> float:
+    """Solve and merge every block as a worker does; return the CPU time."""
+    started = time.process_time()
+    for task in recipe.plan.tasks():
+        block.merge_block(recipe, task, block.solve_block(recipe, task), {})
+    return time.process_time() - started
+
+
+def by_size() -> list[float]:
+    """Return the CPU time of 4, 8 and 16 blocks of one shape."""
+    found = []
+    for n in (2, 4, 8):
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = make_recipe(Case((64 * n, 48, 48), (1.0,) * 3, "rl"), Path(folder), ITERATIONS)
+            plan = replace(recipe.plan, core_shape=(64, 48, 48))
+            found.append(cpu_of_all_blocks(replace(recipe, plan=plan)))
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("predicted measured  ratio")
+    for case in GRID:
+        predicted, measured = ratio(case)
+        print(f"{predicted:9.2f} {measured:8.2f} {predicted / measured:6.2f}  {case}", flush=True)
+    times = by_size()
+    print("size 1, 2, 4:", ", ".join(f"{t:.2f} s ({t / times[0]:.2f})" for t in times))
+
+
+if __name__ == "__main__":
+    main()
