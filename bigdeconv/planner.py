@@ -401,9 +401,11 @@ def _solver_terms(request: Request, read: Triple, fft: Triple) -> tuple[tuple[st
     """Return what is in memory at the most demanding moment of an iteration."""
     n_read, real, spectrum = math.prod(read), 4 * math.prod(fft), _spectrum_bytes(fft)
     views, prior = request.n_views, request.prior or PriorMemory(0)
-    # Spectrum of the estimate, its product, a transform's input, as the library reorders it, and output; with several views also
-    # the sum of the back-projections.
-    transforms = (4 if views == 1 else 5) * spectrum + real
+    # The spectrum of the estimate, that of its planes once blurred, with several views also the sum of the back-projections; what
+    # comes back, and the slabs in which all that is made.
+    slabbed = (2 if views == 1 else 3) * spectrum + real
+    # A GPU makes it in one piece: the product, the transform's input as the library wants it, and its output.
+    transforms = slabbed if request.device_budget_bytes is None else slabbed + 2 * spectrum
     priors = real + prior.window_bytes * n_read + prior.fixed_bytes
     return (
         ("photons", views * n_read * _photon_bytes(request)),

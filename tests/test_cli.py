@@ -304,7 +304,7 @@ def test_plan_as_text_says_blocks_memory_and_cost(source):
     assert re.search(r"method +rl, 3 iterations, PSF box \d,\d,\d", text)
     assert re.search(r"blocks +2 of 8,32,32, halo 3,6,6, blend 0,0,4, FFT \d+,\d+,\d+", text)
     assert re.search(r"chunks +8,32,32, shards 8,32,32, \d levels", text)
-    assert re.search(r"cost +\d\.\d\d voxels read and \d\.\d\d computed per voxel written", text)
+    assert re.search(r"cost +\d\.\d\d voxels read, \d\.\d\d decoded and \d\.\d\d computed per voxel written", text)
     assert re.search(r"workers +\d+ of \d+ threads, \d+\.\d MiB each", text)
     assert re.search(r"MiB +FFT work", text)
 

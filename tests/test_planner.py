@@ -367,7 +367,7 @@ class TestCosts:
 
         plain = replace(request, prior=None)
         assert dict(memory_terms(plain, (10, 10, 10), (12, 12, 16), (8, 8, 8)))["FFT work, or the prior's"] == (
-            5 * spectrum + real
+            3 * spectrum + real
         )
 
         on_gpu = replace(request, device_budget_bytes=2**30)
