@@ -384,7 +384,7 @@ def memory_terms(request: Request, read: Triple, fft: Triple, core: Triple) -> t
         photons = n_read * (_photon_bytes(request) + 5)
         return ("process", CUDA_PROCESS_BYTES), ("photons and weights, two blocks", 2 * photons), *beside
     solver = dict(_solver_terms(request, read, fft))
-    kept = 3 * solver[_WORK] // 2 if 4 * math.prod(read) < HEAP_BYTES else 0
+    kept = 3 * solver[_WORK] // 4 if 4 * math.prod(read) < HEAP_BYTES else 0
     return ("process", PROCESS_BYTES), *solver.items(), ("gaps in heaps", kept), *beside
 
 

@@ -362,7 +362,7 @@ class TestCosts:
             "solved core that waits": 512 * 4,
             "last block: core, rims, levels, codecs": 512 * (4 + 8 + 8),
         }
-        gaps = {"gaps in heaps": (real + 200 * 1000 + 5000) * 3 // 2}
+        gaps = {"gaps in heaps": (real + 200 * 1000 + 5000) * 3 // 4}
         assert terms == {"process": PROCESS_BYTES} | solver | gaps | beside
 
         plain = replace(request, prior=None)

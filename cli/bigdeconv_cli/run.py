@@ -75,7 +75,7 @@ def plan(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a volume would be cut, what each worker needs and what the halo costs; computes and writes nothing."""
+    """Show how a volume would be cut, what each worker needs and what the halo costs; reads no voxel and writes no output."""
     if (input is None) == (shape is None):
         usage_error("INPUT, --shape: give one of them, an image or the extent of one to come.", as_json=as_json)
     tczyx_shape = None if shape is None else _parse_shape(shape, as_json=as_json)
