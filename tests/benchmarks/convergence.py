@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from bigdeconv import models, quality
-from bigdeconv.deconvolution import MU_MAX, auto_tau
+from bigdeconv.deconvolution import MU_MAX, Settings, choose_tau
 from bigdeconv.geometry import triple
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
 from bigdeconv.physics.convolution import Blur
@@ -112,10 +113,8 @@ def problem(
     scene: Scene, model: WcrrWeights | None, strength: float, *, mu_max: float = MU_MAX, dtype: torch.dtype
 ) -> Problem:
     """Return a problem at a strength over the tuned one; without a model the prior is TV."""
-    if model is None:
-        tau, prior = auto_tau("rltv", scene.scale, 0, 0, 1), TotalVariation(scenes.VOXEL_ZYX_UM)
-    else:
-        tau = auto_tau("garl", scene.scale, model.sigma_default, model.kappa, 1)
+    prior: TotalVariation | Wcrr = TotalVariation(scenes.VOXEL_ZYX_UM)
+    if model is not None:
         prior = Wcrr(model, sigma=model.sigma_default, dtype=dtype, mu_max=mu_max)
     return Problem(
         data=torch.tensor(scene.photons / scene.scale, dtype=dtype)[None],
@@ -123,8 +122,16 @@ def problem(
         background=scenes.BACKGROUND / scene.scale,
         blur=Blur(torch.tensor(scene.kernel, dtype=dtype)[None], triple(scene.photons.shape)),
         prior=prior,
-        tau=strength * tau,
+        tau=strength * tuned_tau(scene, model),
     )
+
+
+@cache
+def tuned_tau(scene: Scene, model: WcrrWeights | None) -> float:
+    """Return the strength that the data choose, in the units of the scene's scale."""
+    method, sigma = ("rltv", 0.0) if model is None else ("garl", model.sigma_default)
+    draft = Settings(method, ITERATIONS, 0.0, sigma, scenes.BACKGROUND, scene.scale, scenes.VOXEL_ZYX_UM)
+    return choose_tau([(scene.photons[None], None)], scene.kernel[None], model, draft)
 
 
 def objectives(p: Problem, iterations: int) -> tuple[np.ndarray, torch.Tensor]:
