@@ -140,7 +140,7 @@ def test_the_parabola_lies_above_the_prior(method):
 @pytest.mark.parametrize("prior", ["tv", "compact"])
 @pytest.mark.parametrize("strength", convergence.STRENGTHS)
 def test_a_row_of_the_table_of_convergence(prior, strength):
-    """One phantom of the benchmark, at its tuned strength, a tenth of it and ten times as much."""
+    """One phantom of the benchmark, at its likely strength, a tenth of it and ten times as much."""
     (row,) = convergence.table([prior], (14, 28, 28), phantoms=["balls"], strengths=[strength])
     assert row.rise_without_momentum < 1e-9
     assert row.rise < 1e-3
