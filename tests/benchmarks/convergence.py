@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,16 +123,8 @@ def problem(
         background=scenes.BACKGROUND / scene.scale,
         blur=Blur(torch.tensor(scene.kernel, dtype=dtype)[None], triple(scene.photons.shape)),
         prior=prior,
-        tau=strength * tuned_tau(scene, model),
+        tau=strength * tau,
     )
-
-
-@cache
-def tuned_tau(scene: Scene, model: WcrrWeights | None) -> float:
-    """Return the strength that the data choose, in the units of the scene's scale."""
-    method, sigma = ("rltv", 0.0) if model is None else ("garl", model.sigma_default)
-    draft = Settings(method, ITERATIONS, 0.0, sigma, scenes.BACKGROUND, scene.scale, scenes.VOXEL_ZYX_UM)
-    return choose_tau([(scene.photons[None], None)], scene.kernel[None], model, draft)
 
 
 def objectives(p: Problem, iterations: int) -> tuple[np.ndarray, torch.Tensor]:
