@@ -164,6 +164,17 @@ def _print_plan(job: JobConfig, *, as_json: bool) -> None:
     print(_plan_text(summary))
 
 
+def _seam_text(s: dict[str, Any]) -> str:
+    if s["predicted_seam_error"] is None:
+        return "not calibrated"
+    axes = ", ".join(
+        f"{axis} {error:.1e}" for axis, error in zip("zyx", s["predicted_seam_errors"], strict=True) if error
+    )
+    if not axes:
+        return "none"
+    return f"relative error expected next to them {axes}, tolerance {s['seam_tolerance']:g}"
+
+
 def _plan_text(s: dict[str, Any]) -> str:
     def zyx(key: str) -> str:
         return ",".join(str(n) for n in s[key]) if s[key] else "none"
@@ -186,7 +197,7 @@ def _plan_text(s: dict[str, Any]) -> str:
             "cost",
             f"{s['read_amplification']:.2f} voxels read and {s['compute_amplification']:.2f} computed per voxel written",
         ),
-        ("seams", f"{s['predicted_seam_error']:.1e} expected next to a seam (tabulated for RL)"),
+        ("seams", _seam_text(s)),
         ("workers", f"{s['workers']} of {s['threads_per_worker']} threads, {size(s['peak_bytes_per_worker'])} each"),
         *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
         ("scratch", f"{size(s['rim_bytes'])} of rims at most"),
