@@ -120,8 +120,9 @@ def measure(kernels: np.ndarray, settings: Settings, model: WcrrWeights | None, 
     prior = deconvolution.make_prior(settings, model)
     radius = max(kernels.shape[1 + axis] // 2, 3)
     previous = np.inf
-    for radii in (5, 8, 12, 18):
-        decay = _cut(kernels, settings, prior, axis, max(radii * radius, 24))
+    half = max(radius * (2 + np.sqrt(settings.iterations)), 24)
+    for longer in (1, 1.5, 2.25):
+        decay = _cut(kernels, settings, prior, axis, round(half * longer))
         if decay.floor <= tolerance / (SAFETY * _MARGIN) or decay.floor > 0.5 * previous:
             break
         previous = decay.floor

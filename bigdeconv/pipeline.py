@@ -15,9 +15,11 @@ from uuid import uuid4
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
+from bigdeconv import probes
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, uninstall
-from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
+from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.storage import omezarr, validation
 from bigdeconv.storage import output as outputs
 from bigdeconv.storage.arrays import is_remote, sweep_partial
@@ -58,6 +60,8 @@ class Summary:
     errors: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Voxels left out, mended or clipped, by reason."""
+    seams: dict[str, Any] | None = None
+    """What solving some seams again has found, see `probes.certificate`; None where none was."""
 
     @property
     def complete(self) -> bool:
@@ -176,9 +180,10 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
     if complete:
-        return _summarise(
-            output, Progress(document.plan.n_blocks, tally.blocks, tally.skipped), tally, document.warnings
-        )
+        done = Progress(document.plan.n_blocks, tally.blocks, tally.skipped)
+        summary = _summarise(output, done, tally, document.warnings)
+        _add_certificate(summary, ledger.certificate(), [])
+        return summary
     _require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
         return _execute(output, events, connection)
@@ -209,11 +214,14 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         progress = run_blocks(connection, recipe, finished, on_finished)
         if progress.blocks_finished == progress.blocks_total:
             progress.errors += _finish_levels(connection, recipe, ledger, tally, events)
-        uninstall(connection.client, recipe)
         summary = _summarise(output, progress, tally, document.warnings)
         if summary.complete:
             ledger.drop_scratch()
             summary.errors += validate(output)
+        if summary.complete:
+            events.phase("seams")
+            _add_certificate(summary, *_certify(connection, recipe, ledger, document, document.config.seam_probes))
+        uninstall(connection.client, recipe)
         summary.seconds = round(time.monotonic() - started, 2)
         ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
     return summary
@@ -229,6 +237,31 @@ def _finish_levels(connection: Connection, recipe: Recipe, ledger: Ledger, tally
             return errors
         ledger.append({"level": n})
     return []
+
+
+def _certify(
+    connection: Connection, recipe: Recipe, ledger: Ledger, document: Document, count: int
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Solve some seams of a finished run again and store what that finds; return it with what failed."""
+    chosen = probes.choose(document.plan, count, document.digest)
+    if not chosen:
+        return None, []
+    measured, errors = run_probes(connection, recipe, chosen)
+    found = probes.certificate(document.plan, document.config.seam_tolerance, measured)
+    ledger.write_certificate(found)
+    return found, errors
+
+
+def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
+    summary.warnings += errors
+    summary.seams = found
+    if found is not None and found["within_tolerance"] is False:
+        worst = found["worst"]
+        place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
+        summary.warnings.append(
+            f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
+            "Run again with a larger --halo or a smaller --seam-tolerance."
+        )
 
 
 @dataclass(slots=True)

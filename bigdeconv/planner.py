@@ -33,6 +33,8 @@ CHUNK = 64
 MAX_CORE = 1024
 BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
+PROBE_SHARE = 0.2
+"""Part of the seam tolerance that the windows of probes may add themselves."""
 PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
 
@@ -72,6 +74,8 @@ class Plan:
     """Named terms of the peak memory of a worker, in bytes."""
     seam_errors: tuple[float | None, ...] = (None, None, None)
     """Predicted error next to the seams of each axis; 0 without seams, None where nothing was calibrated."""
+    probe_margin: Triple = (0, 0, 0)
+    """Distance from the end of a window at which its error is far below the seam tolerance."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -351,6 +355,7 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         plan,
         memory=memory_terms(request, plan.read_shape, plan.fft_shape, core),
         seam_errors=_seam_errors(plan, request) if with_levels else plan.seam_errors,
+        probe_margin=triple(_probe_margin(request, axis) for axis in range(3)),
     )
 
 
@@ -359,6 +364,13 @@ def _least_halo(request: Request, axis: int, blend: int) -> int:
     if decay is None:
         return 2 * (request.psf_shape[axis] // 2)
     return seams.least_halo(decay, blend, request.seam_tolerance)
+
+
+def _probe_margin(request: Request, axis: int) -> int:
+    decay = request.decays[axis]
+    if decay is None:
+        return request.zyx_shape[axis]
+    return seams.least_halo(decay, 0, PROBE_SHARE * request.seam_tolerance)
 
 
 def _seam_errors(plan: Plan, request: Request) -> tuple[float | None, ...]:

@@ -6,6 +6,7 @@
         plan.json        what was decided before the first block
         arrays.safetensors, model.safetensors
         journal.jsonl    one line per finished block, appended and synced by the driver alone
+        certificate.json what solving some seams again has found
         lock             held by the living driver
         scratch/         rims of finished blocks that an unfinished neighbour still needs
 
@@ -112,6 +113,20 @@ class Ledger:
             content: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
+        return content
+
+    def write_certificate(self, values: Mapping[str, Any]) -> None:
+        """Store what solving some seams again has found; it appears whole or not at all."""
+        building = self.path / f"certificate.{uuid4().hex}.partial"
+        building.write_text(json.dumps(values, indent=1))
+        building.replace(self.path / "certificate.json")
+
+    def certificate(self) -> dict[str, Any] | None:
+        """Return the stored certificate, or None where there is none that can be read."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / "certificate.json").read_text())
+        except (OSError, ValueError):
+            return None
         return content
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -149,7 +149,18 @@ def _closing(summary: Summary) -> str:
     if not summary.complete:
         return f"{blocks} done, {summary.blocks_failed} failed. {_resume_hint(summary.output)}"
     counts = "".join(f", {n} voxels {name.replace('_', ' ')}" for name, n in summary.counts.items())
-    return f"{blocks} in {summary.seconds:.0f} s{counts}.\nWrote {summary.output}"
+    return f"{blocks} in {summary.seconds:.0f} s{counts}.\n{_seam_verdict(summary)}Wrote {summary.output}"
+
+
+def _seam_verdict(summary: Summary) -> str:
+    found = summary.seams
+    if found is None or found["error"] is None:
+        return ""
+    verdict = "within" if found["within_tolerance"] else "ABOVE"
+    return (
+        f"Error next to {len(found['probes'])} seams that were solved again: {found['error']:.1e}, {verdict} the tolerance of "
+        f"{found['tolerance']:g}.\n"
+    )
 
 
 def _print_plan(job: JobConfig, *, as_json: bool) -> None:
