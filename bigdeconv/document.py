@@ -162,7 +162,7 @@ def output_spec(document: Document) -> OutputSpec:
         ome_version=config.ome_version,
         name=document.volume.name or Path(config.output).stem,
         channels=_channels(document),
-        attributes=_attributes(document),
+        attributes=description(document),
     )
 
 
@@ -226,7 +226,7 @@ def _channels(document: Document) -> tuple[Channel, ...]:
     return tuple(found)
 
 
-def _attributes(document: Document) -> dict[str, Any]:
+def description(document: Document) -> dict[str, Any]:
     """Return what the output says about its making; nothing in it depends on when or where it was made."""
     hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory", "seam_probes"}
     channels = {

@@ -16,6 +16,7 @@ from uuid import uuid4
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
 from bigdeconv import probes
+from bigdeconv import report as reports
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, uninstall
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
@@ -165,6 +166,78 @@ def validate(output: str | Path, *, deep: bool = False) -> list[str]:
     return validation.validate(output, deep=deep)
 
 
+def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, Any]:
+    """Tell what a run did, and write it beside its ledger as ``report.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    probes_count
+        How many seams are solved again now, on workers of this machine; None to take what the run has found, or to do what
+        its settings say where it has not.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, or seams are to be solved again and the input has changed.
+    """
+    output = _local_output(str(output))
+    ledger = Ledger.open(output)
+    document = documents.load(ledger)
+    progress = status(output)
+    found = ledger.certificate()
+    if progress["state"] == "complete" and (found is None or probes_count is not None):
+        found = _probe_again(output, ledger, document, probes_count) or found
+    values = _report_values(output, document, progress, found, reports.work_done(ledger.records()))
+    plan = document.plan
+    images = reports.pictures(document.volume, output, plan.roi, plan.channels[0], document.config.views_axis)
+    ledger.write_json("report", values)
+    (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
+    return values
+
+
+def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | None) -> dict[str, Any] | None:
+    count = document.config.seam_probes if count is None else count
+    if not probes.choose(document.plan, count, document.digest):
+        return None
+    _require_same_numbers(document)
+    with ledger.writing(), connect(None, _workers_of(document)) as connection:
+        recipe = documents.make_recipe(document, ledger, output, threads=document.threads)
+        install(connection.client, recipe)
+        found, _ = _certify(connection, recipe, ledger, document, count)
+        uninstall(connection.client, recipe)
+    return found
+
+
+def _report_values(
+    output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
+) -> dict[str, Any]:
+    summary = Summary(str(output), document.plan.n_blocks, 0, 0, 0, 0.0, warnings=list(document.warnings))
+    _add_certificate(summary, seams, [])
+    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    described = documents.description(document)
+    return {
+        "name": output.name,
+        **{k: v for k, v in progress.items() if k != "output"},
+        "good": good,
+        "verdict": _verdict(progress, seams),
+        "warnings": summary.warnings,
+        "seams": seams,
+        "work": work,
+        "plan": reports.plan_values(document.plan),
+        "channels": described["channels"],
+        "settings": {k: v for k, v in described["settings"].items() if v is not None},
+        "versions": described["versions"] | {"digest": document.digest},
+    }
+
+
+def _verdict(progress: dict[str, Any], seams: dict[str, Any] | None) -> str:
+    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
+    if seams is None or seams["error"] is None:
+        return blocks
+    relation = "within" if seams["within_tolerance"] else "ABOVE"
+    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
+
+
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     """Do what the ledger says is left to do; nothing is started if nothing is left."""
     ledger = Ledger.open(output)
@@ -223,7 +296,8 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
             _add_certificate(summary, *_certify(connection, recipe, ledger, document, document.config.seam_probes))
         uninstall(connection.client, recipe)
         summary.seconds = round(time.monotonic() - started, 2)
-        ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
+        closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
+        ledger.append({**closing, "seconds": summary.seconds})
     return summary
 
 
@@ -248,7 +322,7 @@ def _certify(
         return None, []
     measured, errors = run_probes(connection, recipe, chosen)
     found = probes.certificate(document.plan, document.config.seam_tolerance, measured)
-    ledger.write_certificate(found)
+    ledger.write_json("certificate", found)
     return found, errors
 
 
@@ -259,8 +333,8 @@ def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: lis
         worst = found["worst"]
         place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
         summary.warnings.append(
-            f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
-            "Run again with a larger --halo or a smaller --seam-tolerance."
+            f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; "
+            f"{place}. Run again with a larger --halo or a smaller --seam-tolerance."
         )
 
 

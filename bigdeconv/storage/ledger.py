@@ -7,6 +7,7 @@
         arrays.safetensors, model.safetensors
         journal.jsonl    one line per finished block, appended and synced by the driver alone
         certificate.json what solving some seams again has found
+        report.json, report.html   what `bigdeconv report` made of it all
         lock             held by the living driver
         scratch/         rims of finished blocks that an unfinished neighbour still needs
 
@@ -115,11 +116,11 @@ class Ledger:
             raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
         return content
 
-    def write_certificate(self, values: Mapping[str, Any]) -> None:
-        """Store what solving some seams again has found; it appears whole or not at all."""
-        building = self.path / f"certificate.{uuid4().hex}.partial"
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Store plain values under a name; they appear whole or not at all."""
+        building = self.path / f"{name}.{uuid4().hex}.partial"
         building.write_text(json.dumps(values, indent=1))
-        building.replace(self.path / "certificate.json")
+        building.replace(self.path / f"{name}.json")
 
     def certificate(self) -> dict[str, Any] | None:
         """Return the stored certificate, or None where there is none that can be read."""

@@ -156,7 +156,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(
-            "| PSF | method | iterations | halo | predicted | measured | ratio | by axis, predicted measured | CPU-s to calibrate |"
+            "| PSF | method | iterations | halo | predicted | measured | ratio | by axis, both | CPU-s to calibrate |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
         for psf_name, (kernel, block) in psfs().items():
