@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.geometry import Box, Triple, triple
@@ -73,16 +74,11 @@ class Measured:
 
 def choose(plan: Plan, count: int, seed: str) -> list[SeamProbe]:
     """Return up to ``count`` different seams at random, the axes in turn."""
-    axes = [axis for axis, n in enumerate(plan.grid.counts) if n > 1]
     rng = random.Random(seed)
-    found: dict[tuple[int, int], SeamProbe] = {}
-    for attempt in range(100 * count if axes else 0):
-        if len(found) == count:
-            break
-        axis, index = axes[(len(found) + attempt // 100) % len(axes)], rng.randrange(plan.n_blocks)
-        if (probe := _probe(plan, index, axis)) is not None:
-            found.setdefault((index, axis), probe)
-    return list(found.values())
+    seams = [len(plan.timepoints) * len(plan.channels) * math.prod(_grid_of_seams(plan, axis)) for axis in range(3)]
+    orders = [rng.sample(range(n), min(count, n)) for n in seams]
+    turns = ((axis, number) for turn in zip_longest(*orders) for axis, number in enumerate(turn) if number is not None)
+    return [_probe(plan, axis, number) for axis, number in islice(turns, count)]
 
 
 def window_of(plan: Plan, patch: Box) -> Box:
@@ -117,16 +113,24 @@ def certificate(plan: Plan, tolerance: float, measured: Sequence[Measured]) -> d
     }
 
 
-def _probe(plan: Plan, index: int, axis: int) -> SeamProbe | None:
-    task = plan.task(index)
-    above = plan.neighbour(task, triple(int(a == axis) for a in range(3)))
-    if above is None:
-        return None
-    face, width = task.core.stop[axis], strip_width(plan.blend[axis])
-    start, stop = list(task.core.start), list(task.core.stop)
+def _grid_of_seams(plan: Plan, axis: int) -> Triple:
+    """Return how many cores on each axis have a neighbour above them on one."""
+    return triple(n - int(a == axis) for a, n in enumerate(plan.grid.counts))
+
+
+def _probe(plan: Plan, axis: int, number: int) -> SeamProbe:
+    """Return one of the seams of an axis, numbered over time points, channels and cores."""
+    nz, ny, nx = _grid_of_seams(plan, axis)
+    rest, x = divmod(number, nx)
+    rest, y = divmod(rest, ny)
+    volume, z = divmod(rest, nz)
+    timepoint, channel = divmod(volume, len(plan.channels))
+    core = plan.grid.core((z, y, x)).shift(plan.roi.start)
+    face, width = core.stop[axis], strip_width(plan.blend[axis])
+    start, stop = list(core.start), list(core.stop)
     start[axis] = max(face - width, plan.roi.start[axis])
     stop[axis] = min(face + width, plan.roi.stop[axis])
-    return SeamProbe(axis, task.timepoint, task.channel, face, Box(triple(start), triple(stop)))
+    return SeamProbe(axis, plan.timepoints[timepoint], plan.channels[channel], face, Box(triple(start), triple(stop)))
 
 
 def _pooled(measured: list[Measured]) -> dict[str, float] | None:

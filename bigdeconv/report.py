@@ -28,7 +28,8 @@ LEAST_PIXELS = 192
 """A picture is made from the coarsest level that has as many in y or x."""
 MAX_VOXELS = 2**26
 """Larger levels are not read for a picture."""
-PICTURE_WIDTH = 420
+PICTURE_PIXELS = 420
+"""Of the longest axis, in the sample's own proportions."""
 _SECONDS = ("read_seconds", "solve_seconds", "write_seconds")
 _COUNTS = ("not_finite", "fill", "hot", "negative", "clipped")
 
@@ -57,7 +58,7 @@ def work_done(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for name in _COUNTS:
             counts[name] += record.get(name, 0)
     rounded = {name: round(value, 2) if isinstance(value, float) else value for name, value in done.items()}
-    return {**rounded, "voxels": {name: n for name, n in counts.items() if n}}
+    return rounded | {f"voxels_{name}": n for name, n in counts.items() if n}
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def to_html(values: Mapping[str, Any], images: Iterable[Picture]) -> str:
     parts = [
         f"<h1>{escape(values['name'])}</h1>",
         f"<p class='{'good' if values['good'] else 'bad'}'>{escape(values['verdict'])}</p>",
-        *(f"<p class='bad'>{escape(w)}</p>" for w in values["warnings"]),
+        *(f"<p class='note'>{escape(w)}</p>" for w in values["warnings"]),
         "<div class='pictures'>",
         *(_figure(image) for image in images),
         "</div>",
@@ -125,8 +126,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #8883; }
-.good, .bad { padding: .4rem .8rem; border-left: .3rem solid #2a8; background: #2a81; }
-.bad { border-color: #d33; background: #d331; font-weight: 600; }
+.good, .bad, .note { padding: .4rem .8rem; border-left: .3rem solid #2a8; background: #2a81; }
+.bad { border-color: #d33; background: #d331; font-weight: 600; } .note { border-color: #d90; background: #d901; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } img { image-rendering: pixelated; display: block; }
 svg text { font: 13px system-ui, sans-serif; fill: currentColor; }
 </style>"""
@@ -155,12 +156,14 @@ def _picture(title: str, info: VolumeInfo, box: Box, channel: int, view_axis: st
         return None
     volume = np.nan_to_num(found.astype(np.float32))
     volume = volume.sum(axis=0) if view_axis else volume
-    low, high = np.percentile(volume, [1.0, 99.9])
-    grey = np.clip((volume - low) / max(float(high - low), 1e-9), 0, 1) ** 0.7
-    voxel = info.voxel_zyx_um
-    above, side = grey.max(axis=0), grey.max(axis=1)
-    images = [_resized(above, voxel[1] / voxel[2]), _resized(side, voxel[0] / voxel[2])]
-    canvas = Image.new("L", (PICTURE_WIDTH, sum(i.height for i in images) + 4), 128)
+    above, side = volume.max(axis=0), volume.max(axis=1)
+    low, high = np.percentile(above, [1.0, 99.8])
+    extents = [n * v for n, v in zip(volume.shape, info.voxel_zyx_um, strict=True)]
+    pixel_um = max(extents) / PICTURE_PIXELS
+    depth, height, width = (max(round(extent / pixel_um), 1) for extent in extents)
+    images = [_grey(above, low, high).resize((width, height), Image.Resampling.BOX)]
+    images.append(_grey(side, low, high).resize((width, depth), Image.Resampling.BOX))
+    canvas = Image.new("L", (width, height + depth + 4), 128)
     canvas.paste(images[0], (0, 0))
     canvas.paste(images[1], (0, images[0].height + 4))
     buffer = io.BytesIO()
@@ -168,17 +171,15 @@ def _picture(title: str, info: VolumeInfo, box: Box, channel: int, view_axis: st
     return Picture(title, buffer.getvalue())
 
 
-def _resized(grey: np.ndarray, row_per_column: float) -> Image.Image:
-    """Return an image of the pictures' width whose pixels are as high as they are in the sample."""
-    zoom = PICTURE_WIDTH / grey.shape[1]
-    height = min(max(round(grey.shape[0] * zoom * row_per_column), 1), 3 * PICTURE_WIDTH)
-    return Image.fromarray((255 * grey).astype(np.uint8)).resize((PICTURE_WIDTH, height), Image.Resampling.NEAREST)
+def _grey(values: np.ndarray, low: float, high: float) -> Image.Image:
+    shade = np.clip((values - low) / max(high - low, 1e-9), 0, 1) ** 0.7
+    return Image.fromarray((255 * shade).astype(np.uint8))
 
 
 def _figure(image: Picture) -> str:
     data = base64.b64encode(image.png).decode()
     return (
-        f"<figure><img width='{PICTURE_WIDTH}' src='data:image/png;base64,{data}' alt='{escape(image.title)}, projections'>"
+        f"<figure><img src='data:image/png;base64,{data}' alt='{escape(image.title)}, projections'>"
         f"<figcaption>{escape(image.title)}: brightest along z, and below it along y</figcaption></figure>"
     )
 
@@ -204,7 +205,7 @@ def _seam_section(found: Mapping[str, Any] | None) -> list[str]:
 
 def _bars(found: Mapping[str, Any]) -> str:
     """Draw predicted and measured errors per axis on a logarithmic scale, and the tolerance as a line."""
-    left, width, low = 130, 420, found["tolerance"] * 1e-3
+    left, width, low, step = 170, 420, found["tolerance"] * 1e-3, 22
 
     def x(value: float) -> float:
         decades = np.log10(max(value, low) / low) / np.log10(1e5)
@@ -220,15 +221,14 @@ def _bars(found: Mapping[str, Any]) -> str:
         if value is not None and found["measured"][axis]
     ]
     bars = [
-        f"<text x='0' y='{22 * i + 15}'>{name}</text>"
-        f"<rect x='{left}' y='{22 * i + 3}' width='{max(x(value) - left, 1):.0f}' height='15' fill='{colour}'/>"
-        f"<text x='{x(value) + 6:.0f}' y='{22 * i + 15}'>{value:.1e}</text>"
+        f"<text x='0' y='{step * i + 15}'>{name}</text><text x='95' y='{step * i + 15}'>{value:.1e}</text>"
+        f"<rect x='{left}' y='{step * i + 3}' width='{max(x(value) - left, 1):.0f}' height='15' fill='{colour}'/>"
         for i, (name, value, colour) in enumerate(rows)
     ]
-    height, limit = 22 * len(rows), x(found["tolerance"])
+    height, limit = step * len(rows), x(found["tolerance"])
     line = f"<line x1='{limit:.0f}' x2='{limit:.0f}' y1='0' y2='{height}' stroke='#d33' stroke-width='2'/>"
-    label = f"<text x='{limit - 40:.0f}' y='{height + 16}'>tolerance {found['tolerance']:g}</text>"
-    return f"<svg width='{left + width + 80}' height='{height + 22}' role='img'>{''.join(bars)}{line}{label}</svg>"
+    label = f"<text x='{limit:.0f}' y='{height + 16}' text-anchor='middle'>tolerance {found['tolerance']:g}</text>"
+    return f"<svg width='{left + width}' height='{height + step}' role='img'>{''.join(bars)}{line}{label}</svg>"
 
 
 def _number(value: float | None) -> str:
