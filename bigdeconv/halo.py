@@ -37,7 +37,7 @@ SMOOTHNESS = 1.5
 """Standard deviation of the slab's texture, in voxels."""
 _VERSION = 1
 """Raised when the same problem would be measured otherwise."""
-_MARGIN = 30.0
+_MARGIN = 10.0
 """How far below the tolerance a curve is followed: what the FFT's rounding adds to a halo makes the error that much smaller."""
 
 

@@ -94,7 +94,7 @@ class Job:
 
 
 def inspect(config: JobConfig) -> Outline:
-    """Read metadata and PSFs and make the plan; reads no voxel and writes nothing.
+    """Read metadata and PSFs, calibrate the halo and make the plan; reads no voxel and writes nothing but a cache.
 
     Raises
     ------

@@ -71,7 +71,7 @@ class Summary:
 
 
 def plan(config: JobConfig) -> Outline:
-    """Plan a job without computing or writing anything.
+    """Plan a job without reading a voxel or writing anything but the cache of halos.
 
     Raises
     ------
@@ -211,8 +211,6 @@ def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | 
 def _report_values(
     output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
 ) -> dict[str, Any]:
-    summary = Summary(str(output), document.plan.n_blocks, 0, 0, 0, 0.0, warnings=list(document.warnings))
-    _add_certificate(summary, seams, [])
     good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
     described = documents.description(document)
     return {
@@ -220,7 +218,7 @@ def _report_values(
         **{k: v for k, v in progress.items() if k != "output"},
         "good": good,
         "verdict": _verdict(progress, seams),
-        "warnings": summary.warnings,
+        "warnings": [*document.warnings, *_above_tolerance(seams)],
         "seams": seams,
         "work": work,
         "plan": reports.plan_values(document.plan),
@@ -327,15 +325,19 @@ def _certify(
 
 
 def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
-    summary.warnings += errors
     summary.seams = found
-    if found is not None and found["within_tolerance"] is False:
-        worst = found["worst"]
-        place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
-        summary.warnings.append(
-            f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; "
-            f"{place}. Run again with a larger --halo or a smaller --seam-tolerance."
-        )
+    summary.warnings += [*errors, *_above_tolerance(found)]
+
+
+def _above_tolerance(found: dict[str, Any] | None) -> list[str]:
+    if found is None or found["within_tolerance"] is not False:
+        return []
+    worst = found["worst"]
+    place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
+    return [
+        f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
+        "Run again with a larger --halo or a smaller --seam-tolerance."
+    ]
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ SAFETY = 2.0
 """A halo is chosen for the tolerance divided by this: calibrated on synthetic slabs, it must hold for what data there are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decay:
     """Relative error of each plane of a window, by its distance in voxels from where the data end on one axis.
 
@@ -46,6 +46,7 @@ def strip_width(blend: int) -> int:
     return max(2, blend)
 
 
+@lru_cache(maxsize=4096)
 def seam_error(decay: Decay, below: int | None, above: int | None, blend: int) -> float:
     """Return the relative error next to a face, L2 over the voxels within `strip_width` of it.
 
@@ -70,7 +71,7 @@ def seam_error(decay: Decay, below: int | None, above: int | None, blend: int) -
 
 def pooled_error(decay: Decay, reaches: Iterable[tuple[int | None, int | None]], blend: int) -> float:
     """Return the error of all faces of an axis together, from each one's ``below`` and ``above``; 0 without any."""
-    energies = [_cached_error(decay, below, above, blend) ** 2 for below, above in reaches]
+    energies = [seam_error(decay, below, above, blend) ** 2 for below, above in reaches]
     return math.sqrt(sum(energies) / len(energies)) if energies else 0.0
 
 
@@ -88,13 +89,11 @@ def least_halo(decay: Decay, blend: int, tolerance: float) -> int:
 def worst(decays: Iterable[Decay]) -> Decay:
     """Return the largest error of several problems at every distance."""
     several = list(decays)
-    above, below = ([d.ends_above for d in several], [d.ends_below for d in several])
-    return Decay(
-        *(tuple(max(_at(c, i) for c in curves) for i in range(max(map(len, curves)))) for curves in (above, below))
-    )
+    return Decay(_envelope([d.ends_above for d in several]), _envelope([d.ends_below for d in several]))
 
 
-_cached_error = lru_cache(maxsize=4096)(seam_error)
+def _envelope(curves: list[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(max(_at(curve, i) for curve in curves) for i in range(max(map(len, curves))))
 
 
 def _at(curve: tuple[float, ...], distance: int) -> float:

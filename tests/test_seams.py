@@ -311,7 +311,7 @@ class _Tags(HTMLParser):
         self.open, self.sources, self.text = [], [], ""
 
     def handle_starttag(self, tag, attrs):
-        if tag not in {"meta", "img", "rect", "line"}:
+        if tag not in {"meta", "img"}:
             self.open.append(tag)
         if tag == "img":
             self.sources.append(dict(attrs)["src"])

@@ -62,7 +62,7 @@ def plan(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a volume would be cut, what each worker needs and what the halo costs; computes and writes nothing."""
+    """Show how a volume would be cut, what each worker needs, what the halo costs and keeps; deconvolves nothing."""
     job = _resolve(input, "unwritten.zarr", settings, config, as_json=as_json)
     _print_plan(job, as_json=as_json)
 
