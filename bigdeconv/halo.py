@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage, signal
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from bigdeconv.priors.weights import WcrrWeights
 
 PHOTONS = 100.0
-"""Photons at the intensity scale where the settings give none; from 10 to 1000 the halo changes by a tenth."""
+"""Photons at the intensity scale where the settings give none; from 10 to 1000 the halo changes by a fifth at most."""
 BACKGROUND_SHARE = 0.05
 """Background as a share of them; the less, the further an error reaches, by a fifth from a half down to a fiftieth."""
 SMOOTHNESS = 1.5
 """Standard deviation of the slab's texture, in voxels."""
 _VERSION = 1
-"""Raised when the same problem would be measured otherwise."""
+"""Raised when the same problem would be measured otherwise, by other numerics too."""
 _MARGIN = 10.0
 """How far below the tolerance a curve is followed: what the FFT's rounding adds to a halo makes the error that much smaller."""
 
@@ -110,8 +110,14 @@ def calibrate(kernels: np.ndarray, settings: Settings, model: WcrrWeights | None
         "tolerance": tolerance,
     }
     digest = hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:24]
-    curves = remembered(f"halo-{digest}", lambda: asdict(measure(kernels, settings, model, axis, tolerance)))
-    return Decay(tuple(curves["ends_above"]), tuple(curves["ends_below"]))
+    return remembered(f"halo-{digest}", lambda: asdict(measure(kernels, settings, model, axis, tolerance)), _parsed)
+
+
+def _parsed(curves: dict[str, Any]) -> Decay:
+    above, below = (tuple(float(e) for e in curves[name]) for name in ("ends_above", "ends_below"))
+    if not above or not below:
+        raise ValueError("an empty curve")
+    return Decay(above, below)
 
 
 def measure(kernels: np.ndarray, settings: Settings, model: WcrrWeights | None, axis: int, tolerance: float) -> Decay:

@@ -33,7 +33,7 @@ CHUNK = 64
 MAX_CORE = 1024
 BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
-PROBE_SHARE = 0.2
+PROBE_SHARE = 0.5
 """Part of the seam tolerance that the windows of probes may add themselves."""
 PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
@@ -363,7 +363,9 @@ def _least_halo(request: Request, axis: int, blend: int) -> int:
     decay = request.decays[axis]
     if decay is None:
         return 2 * (request.psf_shape[axis] // 2)
-    return seams.least_halo(decay, blend, request.seam_tolerance)
+    cut_out = request.roi is not None and request.roi.shape[axis] < request.zyx_shape[axis]
+    # At a face of the region no neighbour's overlap helps.
+    return seams.least_halo(decay, 0 if cut_out else blend, request.seam_tolerance)
 
 
 def _probe_margin(request: Request, axis: int) -> int:

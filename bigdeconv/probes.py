@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bigdeconv.planner import Plan
 
-PATCH = 24
+PATCH = 16
 """Longest edge of a patch along its face."""
 
 

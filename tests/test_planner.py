@@ -410,6 +410,16 @@ class TestSeams:
                 energies.append(seams.seam_error(decay, below, above, plan.blend[axis]) ** 2)
             assert error == pytest.approx(math.sqrt(np.mean(energies)) if energies else 0.0)
 
+    def test_a_region_takes_what_crops_take(self):
+        """At its own faces no ramp hides what the end of a window does."""
+        decays = (falling(0.6),) * 3
+        full, part = (
+            make_plan(simple(decays=decays, blend=(4, 4, 4), roi=roi)) for roi in (None, Box((0, 8, 0), (64, 56, 64)))
+        )
+        cropped = make_plan(simple(decays=decays, blend=(0, 0, 0)))
+        assert part.halo == (full.halo[0], cropped.halo[1], full.halo[2])
+        assert cropped.halo[1] > full.halo[1]
+
     def test_without_a_calibration_nothing_is_predicted(self):
         plan = make_plan(simple())
         assert plan.halo == (4, 4, 4)

@@ -112,19 +112,30 @@ class TestCalibration:
 
 
 class TestCache:
-    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": "other", "result": {}}', '{"name": "one"}'])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "",
+            "{",
+            "[]",
+            "7",
+            '{"name": "other", "result": {"x": 9}}',
+            '{"name": "one"}',
+            '{"name": "one", "result": {}}',
+        ],
+    )
     def test_a_damaged_file_is_made_anew(self, tmp_path, monkeypatch, damage):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert remembered("one", lambda: {"x": [1.5]}) == {"x": [1.5]}
+        assert remembered("one", lambda: {"x": 1.5}, lambda r: r["x"]) == 1.5
         (tmp_path / "bigdeconv" / "one.json").write_text(damage)
-        assert remembered("one", lambda: {"x": [2.5]}) == {"x": [2.5]}
-        assert remembered("one", dict) == {"x": [2.5]}
+        assert remembered("one", lambda: {"x": 2.5}, lambda r: r["x"]) == 2.5
+        assert remembered("one", dict, lambda r: r["x"]) == 2.5
         assert [p.name for p in (tmp_path / "bigdeconv").iterdir()] == ["one.json"]
 
     def test_a_folder_that_cannot_be_written_is_done_without(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert remembered("one", lambda: {"x": 1}) == {"x": 1}
+        assert remembered("one", lambda: {"x": 1}, lambda r: r["x"]) == 1
 
 
 class TestTiledAgainstUntiled:

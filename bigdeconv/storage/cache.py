@@ -10,14 +10,16 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 
-def remembered(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+
+def remembered(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[dict[str, Any]], T]) -> T:
     """Return what was stored under a name, or compute and store it.
 
     Parameters
@@ -25,20 +27,22 @@ def remembered(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, An
     name
         Names the result for good: a digest of everything that it depends on.
     compute
-        Returns a dictionary of plain values with the same keys every time.
+        Returns plain values.
+    parse
+        Makes of them what is wanted; raises ``ValueError``, ``KeyError`` or ``TypeError`` where they are damaged.
     """
     path = _folder() / f"{name}.json"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text())
-        if isinstance(content, dict) and content.get("name") == name and isinstance(content.get("result"), dict):
-            return dict(content["result"])
+        if content["name"] == name:
+            return parse(content["result"])
     result = compute()
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         building = path.with_suffix(f".{uuid4().hex}.partial")
         building.write_text(json.dumps({"name": name, "result": result}))
         building.replace(path)
-    return result
+    return parse(result)
 
 
 def _folder() -> Path:
