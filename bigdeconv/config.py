@@ -158,7 +158,10 @@ class JobConfig(BaseModel):
 
     block_shape: Shape | Auto = _option("auto", "Blocks", "Core of a block in voxels.", "Z,Y,X|auto")
     halo: Width | Auto = _option(
-        "auto", "Blocks", "Least halo in voxels. Default: twice the PSF's radius.", "Z,Y,X|auto"
+        "auto", "Blocks", "Least halo in voxels. Default: what the seam tolerance takes.", "Z,Y,X|auto"
+    )
+    seam_tolerance: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = _option(
+        1e-3, "Blocks", "Largest relative error next to a seam, against the volume solved in one piece.", "F"
     )
     blend: Width | Auto = _option(
         "auto", "Blocks", "Half-width of the ramps at seams in voxels; 0 crops.", "Z,Y,X|auto"
@@ -181,6 +184,13 @@ class JobConfig(BaseModel):
     )
     ome_version: Annotated[Literal["0.5", "0.4"], BeforeValidator(_version)] = _option(
         "0.5", "Output", "OME-Zarr version of the output.", "0.5|0.4"
+    )
+
+    seam_probes: Annotated[int, Field(ge=0)] = _option(
+        8,
+        "Blocks",
+        "Seams that are solved again without a seam after the run, to measure their error; 0 for none.",
+        "N",
     )
 
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Workers", "Where blocks are computed.")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NUMERICS_VERSION = 3
 """Raised whenever the same input and settings give other numbers than before."""
-_NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version"}
+_NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version", "seam_probes"}
 """Settings that do not decide the numbers, or that do so by what they name."""
 
 
@@ -162,7 +162,7 @@ def output_spec(document: Document) -> OutputSpec:
         ome_version=config.ome_version,
         name=document.volume.name or Path(config.output).stem,
         channels=_channels(document),
-        attributes=_attributes(document),
+        attributes=description(document),
     )
 
 
@@ -226,9 +226,9 @@ def _channels(document: Document) -> tuple[Channel, ...]:
     return tuple(found)
 
 
-def _attributes(document: Document) -> dict[str, Any]:
+def description(document: Document) -> dict[str, Any]:
     """Return what the output says about its making; nothing in it depends on when or where it was made."""
-    hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory"}
+    hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory", "seam_probes"}
     channels = {
         str(c): {
             # JSON has no infinity: what has no saturation says nothing of it.

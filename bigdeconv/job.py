@@ -8,19 +8,26 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 
-from bigdeconv import calibration, models, psf
-from bigdeconv.deconvolution import DEFAULT_ITERATIONS, MU_MAX, Settings, cuda_device_count, device_memory_bytes
+from bigdeconv import calibration, halo, models, psf
+from bigdeconv.deconvolution import (
+    DEFAULT_ITERATIONS,
+    MU_MAX,
+    Settings,
+    auto_tau,
+    cuda_device_count,
+    device_memory_bytes,
+)
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import Plan, Request, make_plan
+from bigdeconv.planner import Plan, Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.psf_files import read_psf
@@ -56,7 +63,7 @@ class Outline:
     @property
     def iterations(self) -> int:
         """Iterations of every block."""
-        return self.config.iterations if self.config.iterations is not None else DEFAULT_ITERATIONS[self.config.method]
+        return _iterations(self.config)
 
     @property
     def output_dtype(self) -> str:
@@ -87,7 +94,7 @@ class Job:
 
 
 def inspect(config: JobConfig) -> Outline:
-    """Read metadata and PSFs and make the plan; reads no voxel and writes nothing.
+    """Read metadata and PSFs, calibrate the halo and make the plan; reads no voxel and writes nothing but a cache.
 
     Raises
     ------
@@ -140,13 +147,16 @@ def inspect(config: JobConfig) -> Outline:
         n_workers=workers,
         block_shape=_explicit(config.block_shape),
         halo=_explicit(config.halo),
+        seam_tolerance=config.seam_tolerance,
         blend=_explicit(config.blend),
         chunk_shape=_explicit(config.chunks),
         shard_shape=_explicit(config.shards),
         n_levels=None if config.levels == "auto" else config.levels,
         sharded=config.ome_version == "0.5",
     )
-    plan = make_plan(request)
+    nominal = _nominal_settings(config, volume.voxel_zyx_um, model, n_views)
+    plan = halo.make_plan(request, nominal, kernels.values(), model)
+    warnings += halo.warnings(plan, request)
     return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
 
 
@@ -160,21 +170,10 @@ def _prior_bytes(model: WcrrWeights, volume: VolumeInfo, *, cuda: bool) -> int:
 def prepare(outline: Outline) -> Job:
     """Read samples of the volume and decide, per channel, what all its blocks share; writes nothing."""
     config = outline.config
-    sigma = config.sigma if config.sigma is not None else (outline.model.sigma_default if outline.model else 0.0)
     settings: dict[int, Settings] = {}
     calibrations: dict[int, ChannelCalibration] = {}
+    draft = _draft_settings(config, outline.volume.voxel_zyx_um, outline.model)
     for channel in outline.plan.channels:
-        draft = Settings(
-            method=config.method,
-            iterations=outline.iterations,
-            tau=0.0 if config.tau == "auto" else config.tau,
-            sigma=sigma,
-            background=0.0,
-            intensity_scale=1.0,
-            voxel_zyx_um=outline.volume.voxel_zyx_um,
-            update=config.update,
-            device=config.device,
-        )
         sampling = calibration.Sampling(
             info=outline.volume,
             channel=channel,
@@ -198,6 +197,42 @@ def prepare(outline: Outline) -> Job:
     return Job(outline, settings, calibrations)
 
 
+def _draft_settings(config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None) -> Settings:
+    """Return what the settings say of the iteration; what the data decide is still missing."""
+    return Settings(
+        method=config.method,
+        iterations=_iterations(config),
+        tau=0.0 if config.tau == "auto" else config.tau,
+        sigma=config.sigma if config.sigma is not None else (model.sigma_default if model else 0.0),
+        background=0.0,
+        intensity_scale=1.0,
+        voxel_zyx_um=voxel_zyx_um,
+        update=config.update,
+        device=config.device,
+    )
+
+
+def _nominal_settings(
+    config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None, n_views: int
+) -> Settings:
+    """Return the settings with which the halo is calibrated before any voxel is read."""
+    draft = _draft_settings(config, voxel_zyx_um, model)
+    if config.intensity_scale == "auto":
+        photons, background = halo.PHOTONS, halo.PHOTONS * halo.BACKGROUND_SHARE
+    else:
+        photons = config.intensity_scale * config.gain
+        background = photons * halo.BACKGROUND_SHARE
+        if config.background != "auto":
+            background = camera(config).background(config.background)
+    kappa = model.kappa if model else 0.0
+    tau = auto_tau(config.method, photons, draft.sigma, kappa, n_views) if config.tau == "auto" else draft.tau
+    return replace(draft, tau=tau, intensity_scale=photons, background=background)
+
+
+def _iterations(config: JobConfig) -> int:
+    return config.iterations if config.iterations is not None else DEFAULT_ITERATIONS[config.method]
+
+
 def plan_summary(outline: Outline) -> dict[str, Any]:
     """Return a plan as `bigdeconv plan --json` prints it."""
     plan = outline.plan
@@ -216,7 +251,9 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
         "read_amplification": round(plan.read_amplification, 3),
         "compute_amplification": round(plan.compute_amplification, 3),
         "estimated_seconds": round(_estimated_seconds(outline), 1),
-        "predicted_seam_error": float(f"{plan.seam_error(outline.iterations):.2g}"),
+        "predicted_seam_error": _rounded(plan.predicted_seam_error),
+        "predicted_seam_errors": [_rounded(e) for e in plan.seam_errors],
+        "seam_tolerance": outline.config.seam_tolerance,
         "workers": outline.workers,
         "threads_per_worker": outline.threads,
         "volume_shape": plan.zyx_shape,
@@ -229,6 +266,10 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
         "iterations": outline.iterations,
         "warnings": list(outline.warnings),
     }
+
+
+def _rounded(error: float | None) -> float | None:
+    return None if error is None else float(f"{error:.2g}")
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from uuid import uuid4
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
+from bigdeconv import probes
+from bigdeconv import report as reports
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, uninstall
-from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
+from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.storage import omezarr, validation
 from bigdeconv.storage import output as outputs
 from bigdeconv.storage.arrays import is_remote, sweep_partial
@@ -58,6 +61,8 @@ class Summary:
     errors: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Voxels left out, mended or clipped, by reason."""
+    seams: dict[str, Any] | None = None
+    """What solving some seams again has found, see `probes.certificate`; None where none was."""
 
     @property
     def complete(self) -> bool:
@@ -66,7 +71,7 @@ class Summary:
 
 
 def plan(config: JobConfig) -> Outline:
-    """Plan a job without computing or writing anything.
+    """Plan a job without reading a voxel or writing anything but the cache of halos.
 
     Raises
     ------
@@ -161,6 +166,76 @@ def validate(output: str | Path, *, deep: bool = False) -> list[str]:
     return validation.validate(output, deep=deep)
 
 
+def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, Any]:
+    """Tell what a run did, and write it beside its ledger as ``report.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    probes_count
+        How many seams are solved again now, on workers of this machine; None to take what the run has found, or to do what
+        its settings say where it has not.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, or seams are to be solved again and the input has changed.
+    """
+    output = _local_output(str(output))
+    ledger = Ledger.open(output)
+    document = documents.load(ledger)
+    progress = status(output)
+    found = ledger.certificate()
+    if progress["state"] == "complete" and (found is None or probes_count is not None):
+        found = _probe_again(output, ledger, document, probes_count) or found
+    values = _report_values(output, document, progress, found, reports.work_done(ledger.records()))
+    plan = document.plan
+    images = reports.pictures(document.volume, output, plan.roi, plan.channels[0], document.config.views_axis)
+    ledger.write_json("report", values)
+    (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
+    return values
+
+
+def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | None) -> dict[str, Any] | None:
+    count = document.config.seam_probes if count is None else count
+    if not probes.choose(document.plan, count, document.digest):
+        return None
+    _require_same_numbers(document)
+    with ledger.writing(), connect(None, _workers_of(document)) as connection:
+        recipe = documents.make_recipe(document, ledger, output, threads=document.threads)
+        install(connection.client, recipe)
+        found, _ = _certify(connection, recipe, ledger, document, count)
+        uninstall(connection.client, recipe)
+    return found
+
+
+def _report_values(
+    output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
+) -> dict[str, Any]:
+    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    described = documents.description(document)
+    return {
+        "name": output.name,
+        **{k: v for k, v in progress.items() if k != "output"},
+        "good": good,
+        "verdict": _verdict(progress, seams),
+        "warnings": [*document.warnings, *_above_tolerance(seams)],
+        "seams": seams,
+        "work": work,
+        "plan": reports.plan_values(document.plan),
+        "channels": described["channels"],
+        "settings": {k: v for k, v in described["settings"].items() if v is not None},
+        "versions": described["versions"] | {"digest": document.digest},
+    }
+
+
+def _verdict(progress: dict[str, Any], seams: dict[str, Any] | None) -> str:
+    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
+    if seams is None or seams["error"] is None:
+        return blocks
+    relation = "within" if seams["within_tolerance"] else "ABOVE"
+    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
+
+
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     """Do what the ledger says is left to do; nothing is started if nothing is left."""
     ledger = Ledger.open(output)
@@ -176,9 +251,10 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
     if complete:
-        return _summarise(
-            output, Progress(document.plan.n_blocks, tally.blocks, tally.skipped), tally, document.warnings
-        )
+        done = Progress(document.plan.n_blocks, tally.blocks, tally.skipped)
+        summary = _summarise(output, done, tally, document.warnings)
+        _add_certificate(summary, ledger.certificate(), [])
+        return summary
     _require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
         return _execute(output, events, connection)
@@ -209,13 +285,17 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         progress = run_blocks(connection, recipe, finished, on_finished)
         if progress.blocks_finished == progress.blocks_total:
             progress.errors += _finish_levels(connection, recipe, ledger, tally, events)
-        uninstall(connection.client, recipe)
         summary = _summarise(output, progress, tally, document.warnings)
         if summary.complete:
             ledger.drop_scratch()
             summary.errors += validate(output)
+        if summary.complete:
+            events.phase("seams")
+            _add_certificate(summary, *_certify(connection, recipe, ledger, document, document.config.seam_probes))
+        uninstall(connection.client, recipe)
         summary.seconds = round(time.monotonic() - started, 2)
-        ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
+        closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
+        ledger.append({**closing, "seconds": summary.seconds})
     return summary
 
 
@@ -229,6 +309,35 @@ def _finish_levels(connection: Connection, recipe: Recipe, ledger: Ledger, tally
             return errors
         ledger.append({"level": n})
     return []
+
+
+def _certify(
+    connection: Connection, recipe: Recipe, ledger: Ledger, document: Document, count: int
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Solve some seams of a finished run again and store what that finds; return it with what failed."""
+    chosen = probes.choose(document.plan, count, document.digest)
+    if not chosen:
+        return None, []
+    measured, errors = run_probes(connection, recipe, chosen)
+    found = probes.certificate(document.plan, document.config.seam_tolerance, measured)
+    ledger.write_json("certificate", found)
+    return found, errors
+
+
+def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
+    summary.seams = found
+    summary.warnings += [*errors, *_above_tolerance(found)]
+
+
+def _above_tolerance(found: dict[str, Any] | None) -> list[str]:
+    if found is None or found["within_tolerance"] is not False:
+        return []
+    worst = found["worst"]
+    place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
+    return [
+        f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
+        "Run again with a larger --halo or a smaller --seam-tolerance."
+    ]
 
 
 @dataclass(slots=True)

@@ -29,6 +29,12 @@ def _no_settings_from_outside(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_session(tmp_path_factory):
+    """Measured halos are shared between the tests, and with nobody else; child processes inherit it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def cluster_address():
     """Address of a scheduler with two workers of one thread each, started once: their start costs more than most runs."""

@@ -65,7 +65,7 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     if weights is not None and not weights.any():
         _leave_empty_rims(recipe, task)
         return Solved(None, stats | {"skipped": True})
-    blur, prior = _tools(recipe, task.channel, task.read.shape)
+    blur, prior = tools(recipe, task.channel, task.read.shape)
     estimate = restore(photons, weights, blur, prior, channel.settings)
     if not np.isfinite(estimate).all():
         raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
@@ -136,9 +136,14 @@ def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, 
             triple(a * s for a, s in zip(part.start, step, strict=True)),
             triple(min(b * s, n) for b, s, n in zip(part.stop, step, fine.shape, strict=True)),
         )
-        planes = read_region(recipe.output, str(level - 1), _index(recipe, timepoint, channel, source))
-        result[z : z + part.shape[0]] = downsample(planes.reshape(source.shape), step)
+        result[z : z + part.shape[0]] = downsample(_read(recipe, level - 1, timepoint, channel, source), step)
     _write(recipe, level, timepoint, channel, box, result)
+
+
+def read_stored(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
+    """Return what is stored of a box ``z y x`` of a level; ``timepoint`` and ``channel`` count in the input."""
+    plan = recipe.plan
+    return _read(recipe, level, plan.timepoints.index(timepoint), plan.channels.index(channel), box)
 
 
 def _leave_empty_rims(recipe: Recipe, task: BlockTask) -> None:
@@ -158,6 +163,10 @@ def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> None:
             finer = plan.levels[n - 1].factors
             stored = downsample(stored, triple(c // f for c, f in zip(level.factors, finer, strict=True)))
         _write(recipe, n, timepoint, channel, core.coarsen(level.factors), stored)
+
+
+def _read(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
+    return read_region(recipe.output, str(level), _index(recipe, timepoint, channel, box)).reshape(box.shape)
 
 
 def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, data: np.ndarray) -> None:
@@ -198,7 +207,7 @@ class _Laps:
 _TOOLS: dict[str, tuple[Any, Any]] = {}
 
 
-def _tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Prior | None]:
+def tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Prior | None]:
     """Return OTFs and prior, built once per worker for as long as channel and window stay the same."""
     settings, kernels = recipe.channels[channel].settings, recipe.channels[channel].kernels
     blur = _kept("blur", (recipe.token, channel, window_shape), lambda: make_blur(kernels, window_shape, settings))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bigdeconv.engine.cluster import Connection
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.planner import BlockTask
+    from bigdeconv.probes import Measured, SeamProbe
 
 RETRIES = 2
 """How often a task that raised is tried again."""
@@ -94,6 +95,28 @@ def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]
     while window.pending:
         receive()
     return errors
+
+
+def run_probes(connection: Connection, recipe: Recipe, seams: list[SeamProbe]) -> tuple[list[Measured], list[str]]:
+    """Solve parts of seams again; return what was measured, and one sentence per probe that failed.
+
+    Raises
+    ------
+    ClusterLostError
+        If the scheduler or all workers went away.
+    """
+    window = _Window(connection.client, len(seams))
+    for number, seam in enumerate(seams):
+        window.submit(number, tasks.probe, recipe.token, seam, key=f"probe-{recipe.token}-{number}")
+    measured: dict[int, Measured] = {}
+    errors: list[str] = []
+    while window.pending:
+        number, future = window.next()
+        if future.status == "finished":
+            measured[number] = future.result()
+        else:
+            errors.append(f"seam probe {number}: {future.exception()}")
+    return [measured[number] for number in sorted(measured)], errors
 
 
 def _pyramid_units(recipe: Recipe, level: int) -> Iterator[tuple[int, int, Box]]:

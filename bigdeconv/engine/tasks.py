@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.engine import block
+from bigdeconv.engine import probe as probing
 
 if TYPE_CHECKING:
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.geometry import Box, Triple
     from bigdeconv.planner import BlockTask
+    from bigdeconv.probes import Measured, SeamProbe
 
 RECIPES: dict[str, Recipe] = {}
 """The recipes that this worker has been sent, by token."""
@@ -28,3 +30,8 @@ def merge(token: str, task: BlockTask, solved: block.Solved, rims: dict[Triple, 
 def downsample(token: str, level: int, timepoint: int, channel: int, box: Box) -> None:
     """Make a part of a coarse level."""
     block.downsample_region(RECIPES[token], level, timepoint, channel, box)
+
+
+def probe(token: str, seam: SeamProbe) -> Measured:
+    """Solve a part of a seam again."""
+    return probing.probe_seam(RECIPES[token], seam)

@@ -1,4 +1,4 @@
-"""``bigdeconv status`` and ``validate``."""
+"""``bigdeconv status``, ``report`` and ``validate``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ def status(
         if not watch or found["state"] != "running":
             return
         time.sleep(3)
+
+
+def report(
+    output: Output,
+    as_json: Json = False,
+    seam_probes: Annotated[
+        int | None, typer.Option("--seam-probes", metavar="N", min=0, help="Solve N seams again now, on this machine.")
+    ] = None,
+) -> None:
+    """Tell what a run did and how good its seams are; writes report.json and report.html beside the ledger."""
+    from bigdeconv import pipeline
+    from bigdeconv.storage.ledger import ledger_path
+
+    with reported(as_json=as_json):
+        values = pipeline.report(output, probes_count=seam_probes)
+    if as_json:
+        print(json.dumps(values))
+        return
+    print(values["verdict"])
+    for warning in values["warnings"]:
+        print(f"warning: {warning}")
+    print(f"Wrote {ledger_path(output) / 'report.html'}")
 
 
 def validate(

@@ -57,7 +57,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     def phase(self, name: str) -> None:
         """Say what is done now."""
         if name != "blocks":
-            self._say(f"pyramid: {name}")
+            self._say("probing seams" if name == "seams" else f"pyramid: {name}")
 
     def progressed(self, progress: Progress) -> None:
         """Show how far the blocks are."""

@@ -62,7 +62,7 @@ def plan(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a volume would be cut, what each worker needs and what the halo costs; computes and writes nothing."""
+    """Show how a volume would be cut, what each worker needs, what the halo costs and keeps; deconvolves nothing."""
     job = _resolve(input, "unwritten.zarr", settings, config, as_json=as_json)
     _print_plan(job, as_json=as_json)
 
@@ -149,7 +149,18 @@ def _closing(summary: Summary) -> str:
     if not summary.complete:
         return f"{blocks} done, {summary.blocks_failed} failed. {_resume_hint(summary.output)}"
     counts = "".join(f", {n} voxels {name.replace('_', ' ')}" for name, n in summary.counts.items())
-    return f"{blocks} in {summary.seconds:.0f} s{counts}.\nWrote {summary.output}"
+    return f"{blocks} in {summary.seconds:.0f} s{counts}.\n{_seam_verdict(summary)}Wrote {summary.output}"
+
+
+def _seam_verdict(summary: Summary) -> str:
+    found = summary.seams
+    if found is None or found["error"] is None:
+        return ""
+    verdict = "within" if found["within_tolerance"] else "ABOVE"
+    return (
+        f"Error next to {len(found['probes'])} seams that were solved again: {found['error']:.1e}, {verdict} the tolerance of "
+        f"{found['tolerance']:g}.\n"
+    )
 
 
 def _print_plan(job: JobConfig, *, as_json: bool) -> None:
@@ -162,6 +173,17 @@ def _print_plan(job: JobConfig, *, as_json: bool) -> None:
         print(json.dumps(summary))
         return
     print(_plan_text(summary))
+
+
+def _seam_text(s: dict[str, Any]) -> str:
+    if s["predicted_seam_error"] is None:
+        return "not calibrated"
+    axes = ", ".join(
+        f"{axis} {error:.1e}" for axis, error in zip("zyx", s["predicted_seam_errors"], strict=True) if error
+    )
+    if not axes:
+        return "none"
+    return f"relative error expected next to them {axes}, tolerance {s['seam_tolerance']:g}"
 
 
 def _plan_text(s: dict[str, Any]) -> str:
@@ -186,7 +208,7 @@ def _plan_text(s: dict[str, Any]) -> str:
             "cost",
             f"{s['read_amplification']:.2f} voxels read and {s['compute_amplification']:.2f} computed per voxel written",
         ),
-        ("seams", f"{s['predicted_seam_error']:.1e} expected next to a seam (tabulated for RL)"),
+        ("seams", _seam_text(s)),
         ("workers", f"{s['workers']} of {s['threads_per_worker']} threads, {size(s['peak_bytes_per_worker'])} each"),
         *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
         ("scratch", f"{size(s['rim_bytes'])} of rims at most"),

@@ -1,0 +1,78 @@
+"""A probe on a worker: a patch of a seam is solved again in a window without a seam there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bigdeconv import probes
+from bigdeconv.calibration import prepare_views
+from bigdeconv.deconvolution import restore
+from bigdeconv.engine.block import read_stored, to_stored, tools
+from bigdeconv.geometry import triple
+from bigdeconv.storage.arrays import read_box
+
+if TYPE_CHECKING:
+    from bigdeconv.engine.recipe import Recipe
+    from bigdeconv.geometry import Box
+    from bigdeconv.probes import Measured, SeamProbe
+
+
+def probe_seam(recipe: Recipe, probe: SeamProbe) -> Measured:
+    """Solve the brightest patch of a seam again and compare it with what is stored."""
+    patch, stored = _brightest_patch(recipe, probe)
+    window = probes.window_of(recipe.plan, patch)
+    reference, is_datum = _solve(recipe, probe, window, patch)
+    as_stored = to_stored(reference, recipe, probe.channel)[0] / recipe.channels[probe.channel].output_scale
+    difference = np.where(is_datum, stored - reference, 0.0)
+    worst = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
+    return probes.Measured(
+        probe.axis,
+        probe.timepoint,
+        probe.channel,
+        probe.face,
+        patch,
+        window,
+        difference=_energy(difference),
+        rounding=_energy(np.where(is_datum, as_stored - reference, 0.0)),
+        reference=_energy(np.where(is_datum, reference, 0.0)),
+        worst_difference=float(difference[worst]),
+        worst_at=triple(s + i for s, i in zip(patch.start, worst, strict=True)),
+    )
+
+
+def _brightest_patch(recipe: Recipe, probe: SeamProbe) -> tuple[Box, np.ndarray]:
+    """Return the patch with the most light, and what is stored of it, in photons: in the dark nothing would be measured."""
+    origin = recipe.plan.roi.start
+    strip = read_stored(recipe, 0, probe.timepoint, probe.channel, probe.strip.relative_to(origin))
+    photons = strip / np.float64(recipe.channels[probe.channel].output_scale)
+
+    def part(patch: Box) -> np.ndarray:
+        found: np.ndarray = photons[patch.relative_to(probe.strip.start).slices]
+        return found
+
+    patch = max(probe.patches(), key=lambda p: _energy(part(p)))
+    return patch, part(patch)
+
+
+def _solve(recipe: Recipe, probe: SeamProbe, window: Box, patch: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Return the estimate on a patch, in photons, and where there are data."""
+    channel = recipe.channels[probe.channel]
+    counts = read_box(
+        recipe.volume, window, timepoint=probe.timepoint, channel=probe.channel, view_axis=recipe.view_axis
+    )
+    photons, weights, _ = prepare_views(counts if recipe.view_axis else counts[None], recipe.camera, channel.validity)
+    inner = patch.relative_to(window.start).slices
+    if weights is not None and not weights.any():
+        return np.zeros(patch.shape), np.zeros(patch.shape, bool)
+    blur, prior = tools(recipe, probe.channel, window.shape)
+    estimate = restore(photons, weights, blur, prior, channel.settings)
+    is_datum = np.ones(patch.shape, bool)
+    if weights is not None:
+        is_datum = np.any(weights[(slice(None), *inner)] > 0, axis=0)
+    return estimate[inner].astype(np.float64), is_datum
+
+
+def _energy(values: np.ndarray) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
