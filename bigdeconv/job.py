@@ -20,9 +20,9 @@ from bigdeconv.deconvolution import (
     DEFAULT_ITERATIONS,
     MU_MAX,
     Settings,
-    auto_tau,
     cuda_device_count,
     device_memory_bytes,
+    likely_tau,
 )
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
@@ -154,7 +154,7 @@ def inspect(config: JobConfig) -> Outline:
         n_levels=None if config.levels == "auto" else config.levels,
         sharded=config.ome_version == "0.5",
     )
-    nominal = _nominal_settings(config, volume.voxel_zyx_um, model, n_views)
+    nominal = _nominal_settings(config, volume.voxel_zyx_um, model)
     plan = halo.make_plan(request, nominal, kernels.values(), model)
     warnings += halo.warnings(plan, request)
     return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
@@ -213,7 +213,7 @@ def _draft_settings(config: JobConfig, voxel_zyx_um: tuple[float, float, float],
 
 
 def _nominal_settings(
-    config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None, n_views: int
+    config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None
 ) -> Settings:
     """Return the settings with which the halo is calibrated before any voxel is read."""
     draft = _draft_settings(config, voxel_zyx_um, model)
@@ -225,7 +225,7 @@ def _nominal_settings(
         if config.background != "auto":
             background = camera(config).background(config.background)
     kappa = model.kappa if model else 0.0
-    tau = auto_tau(config.method, photons, draft.sigma, kappa, n_views) if config.tau == "auto" else draft.tau
+    tau = likely_tau(config.method, photons, draft.sigma, kappa) if config.tau == "auto" else draft.tau
     return replace(draft, tau=tau, intensity_scale=photons, background=background)
 
 
