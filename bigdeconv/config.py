@@ -152,9 +152,11 @@ class JobConfig(BaseModel):
     camera_offset: Real = _option(0.0, "Intensity", "Counts that the camera gives without light.", "F")
     gain: Positive = _option(1.0, "Intensity", "Photons per count.", "F")
     read_noise: NonNegative = _option(0.0, "Intensity", "Standard deviation of the read noise, in photons.", "F")
-    mask: Literal["auto", "none"] = _option(
-        "auto", "Intensity", "Leave out fill and hot pixels (values that are not finite are always left out)."
-    )
+    mask: Annotated[str, Field(min_length=1)] = _option(
+        "auto", "Intensity", "Leave out fill and hot pixels, or nothing but values that are not finite. LABELS, an OME-Zarr "
+        "image or label image in the same space, does as auto and computes only the blocks within a halo of where it is not 0.",
+        "auto|none|LABELS",
+    )  # fmt: skip
 
     block_shape: Shape | Auto = _option("auto", "Blocks", "Core of a block in voxels.", "Z,Y,X|auto")
     halo: Width | Auto = _option(

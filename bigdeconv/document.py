@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from bigdeconv import models
@@ -30,8 +31,6 @@ from bigdeconv.storage.omezarr import Channel, VolumeInfo
 from bigdeconv.storage.output import LevelSpec, OutputSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bigdeconv.storage.ledger import Ledger
 
 NUMERICS_VERSION = 3
@@ -68,6 +67,8 @@ class Document:
     threads: int
     cuda: bool
     warnings: tuple[str, ...]
+    blocks_outside: int = 0
+    """Blocks outside the mask; which ones, see `outside_of`."""
 
 
 def from_job(job: Job) -> Document:
@@ -94,12 +95,22 @@ def from_job(job: Job) -> Document:
         threads=outline.threads,
         cuda=outline.cuda,
         warnings=job.warnings,
+        blocks_outside=int(outline.outside.sum()),
     )
 
 
 def arrays_of(job: Job) -> dict[str, np.ndarray]:
-    """Return the PSFs under the names that `make_recipe` expects."""
-    return {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+    """Return the PSFs and the blocks outside the mask, under the names that are looked for later."""
+    kernels = {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+    return kernels | {"outside": np.packbits(job.outline.outside)}
+
+
+def outside_of(document: Document, ledger: Ledger) -> np.ndarray:
+    """Return whether a block lies outside the mask, by its index."""
+    if not document.blocks_outside:
+        return np.zeros(document.plan.n_blocks, bool)
+    bits = ledger.arrays()["outside"]
+    return np.unpackbits(bits, count=document.plan.n_blocks).astype(bool)
 
 
 def dump(document: Document) -> dict[str, Any]:
@@ -171,12 +182,15 @@ def _identity(job: Job) -> dict[str, Any]:
     volume = {k: v for k, v in asdict(outline.volume).items() if k not in {"location", "name", "channels"}}
     kernels = b"".join(kernel.tobytes() for _, kernel in sorted(outline.kernels.items()))
     parameters = {k: v for k, v in outline.config.model_dump(mode="json").items() if k not in _NOT_NUMBERS}
+    has_mask = outline.config.mask not in {"auto", "none"}
     return {
         "input": _digest([volume, [c.digest for c in job.calibrations.values()]]),
         "psf": hashlib.sha256(kernels).hexdigest()[:16],
         "model": models.digest(outline.model) if outline.model else None,
+        # What a mask decides is which blocks it leaves out: wherever it lies, and whatever it says about other voxels.
+        "mask": hashlib.sha256(np.packbits(outline.outside).tobytes()).hexdigest()[:16] if has_mask else None,
         "numerics": NUMERICS_VERSION,
-        "parameters": parameters,
+        "parameters": parameters | ({"mask": "auto"} if has_mask else {}),
     }
 
 
@@ -229,6 +243,7 @@ def _channels(document: Document) -> tuple[Channel, ...]:
 def description(document: Document) -> dict[str, Any]:
     """Return what the output says about its making; nothing in it depends on when or where it was made."""
     hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory", "seam_probes"}
+    hidden |= {"mask"} if document.identity["mask"] else set()
     channels = {
         str(c): {
             # JSON has no infinity: what has no saturation says nothing of it.

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ from bigdeconv.intensity import Camera
 from bigdeconv.planner import Plan, Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
+from bigdeconv.storage.mask import open_mask
 from bigdeconv.storage.psf_files import read_psf
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Outline:
     kernels: dict[int, np.ndarray]
     """PSFs ``v z y x`` by channel."""
     model: WcrrWeights | None
+    outside: np.ndarray
+    """Whether a block lies outside the mask, by its index."""
     workers: int
     threads: int
     cuda: bool
@@ -94,7 +98,7 @@ class Job:
 
 
 def inspect(config: JobConfig) -> Outline:
-    """Read metadata and PSFs, calibrate the halo and make the plan; reads no voxel and writes nothing but a cache.
+    """Read metadata, PSFs and a mask, calibrate the halo and make the plan; reads no voxel of the volume, writes only a cache.
 
     Raises
     ------
@@ -157,7 +161,8 @@ def inspect(config: JobConfig) -> Outline:
     nominal = _nominal_settings(config, volume.voxel_zyx_um, model)
     plan = halo.make_plan(request, nominal, kernels.values(), model)
     warnings += halo.warnings(plan, request)
-    return Outline(config, volume, plan, kernels, model, workers, threads, cuda, tuple(warnings))
+    outside, notes = _outside_mask(config, volume, plan)
+    return Outline(config, volume, plan, kernels, model, outside, workers, threads, cuda, (*warnings, *notes))
 
 
 def _prior_bytes(model: WcrrWeights, volume: VolumeInfo, *, cuda: bool) -> int:
@@ -189,7 +194,7 @@ def prepare(outline: Outline) -> Job:
             background=_number(config.background),
             intensity_scale=_number(config.intensity_scale),
             output_scale=_number(config.output_scale),
-            masked=config.mask == "auto",
+            masked=config.mask != "none",
             halo=outline.halo,
             auto_tau=config.tau == "auto",
             integer_output=outline.output_dtype == "uint16",
@@ -238,6 +243,7 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
     plan = outline.plan
     return {
         "n_blocks": plan.n_blocks,
+        "blocks_skipped": int(outline.outside.sum()),
         "block_shape": plan.core_shape,
         "halo": plan.halo,
         "blend": plan.blend,
@@ -302,6 +308,27 @@ def _roi(config: JobConfig, volume: VolumeInfo) -> Box | None:
     if box.size == 0 or not Box.of_shape(shape).contains(box):
         raise InvalidInputError(f"roi: got {start} to {stop}; it must be a box inside the volume of {shape}.")
     return box
+
+
+def _outside_mask(config: JobConfig, volume: VolumeInfo, plan: Plan) -> tuple[np.ndarray, list[str]]:
+    """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
+    if config.mask in {"auto", "none"}:
+        return np.zeros(plan.n_blocks, bool), []
+    mask = open_mask(config.mask, volume, config.views_axis)
+    spans = [plan.reach(axis) for axis in range(3)]
+    # One time point or channel of the mask may serve all of the volume's.
+    served = [
+        (min(t, mask.info.n_timepoints - 1), min(c, mask.info.n_channels - 1))
+        for t, c in product(plan.timepoints, plan.channels)
+    ]
+    occupied = {key: mask.occupied(spans, timepoint=key[0], channel=key[1]) for key in dict.fromkeys(served)}
+    outside = np.concatenate([~occupied[key].transpose(plan.axis_order).ravel() for key in served])
+    notes = []
+    if not mask.covers(volume.zyx_shape):
+        notes.append("The mask reaches over a part of the volume only; what it does not reach counts as outside of it.")
+    if outside.all():
+        notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
+    return outside, notes
 
 
 def _read_psfs(
@@ -460,7 +487,7 @@ def _estimated_seconds(outline: Outline) -> float:
     if outline.model is not None:
         prior_ns = 0.07 * sum(int(layer.size) for layer in outline.model.layers) + 50.0
     fft_ns = 60.0 * (1 + views)
-    voxels = plan.roi.size * len(plan.timepoints) * len(plan.channels)
+    voxels = plan.roi.size * len(plan.timepoints) * len(plan.channels) * float(1 - outline.outside.mean())
     work = (
         voxels * (plan.compute_amplification * fft_ns + plan.read_amplification * prior_ns) * 1e-9 * outline.iterations
     )

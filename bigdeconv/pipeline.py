@@ -140,7 +140,8 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
 def status(output: str | Path) -> dict[str, Any]:
     """Tell how far a run is: blocks and a state, ``running``, ``interrupted``, ``incomplete`` or ``complete``."""
     ledger = Ledger.open(output)
-    progress = Progress(documents.load(ledger).plan.n_blocks)
+    document = documents.load(ledger)
+    progress = Progress(document.plan.n_blocks, document.blocks_outside, document.blocks_outside)
     failed, complete, closed = 0, False, False
     for record in ledger.records():
         if "block" in record:
@@ -241,12 +242,12 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     ledger = Ledger.open(output)
     _require_idle(output)
     document = documents.load(ledger)
-    tally = _Tally()
+    tally = _Tally(document.blocks_outside, document.blocks_outside)
     complete = False
     for record in ledger.records():
         tally.add(record)
         complete |= bool(record.get("complete"))
-    if not output.exists() and tally.blocks:
+    if not output.exists() and tally.blocks > document.blocks_outside:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
@@ -269,7 +270,7 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         _ensure_output(output, document)
         threads = document.threads if connection.is_local else None
         recipe = documents.make_recipe(document, ledger, output, threads=threads)
-        tally = _Tally()
+        tally = _Tally(document.blocks_outside, document.blocks_outside)
         for record in ledger.records():
             tally.add(record)
 
@@ -282,7 +283,8 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         events.connected(connection.dashboard)
         events.phase("blocks")
         finished = (r for r in ledger.records() if "block" in r)
-        progress = run_blocks(connection, recipe, finished, on_finished)
+        outside = documents.outside_of(document, ledger)
+        progress = run_blocks(connection, recipe, outside, finished, on_finished)
         if progress.blocks_finished == progress.blocks_total:
             progress.errors += _finish_levels(connection, recipe, ledger, tally, events)
         summary = _summarise(output, progress, tally, document.warnings)

@@ -123,6 +123,15 @@ class Plan:
             index = index * counts[axis] + position[axis]
         return index
 
+    def reach(self, axis: int) -> list[tuple[int, int]]:
+        """Return the range of voxels that each core along an axis has to do with: the halo or the ramps beyond its faces.
+
+        What lies in no neighbour's reach is computed, and blended, as if that neighbour did not exist.
+        """
+        wide = max(self.halo[axis], 2 * self.blend[axis])
+        cores = (self._axis(axis).extent(i).core for i in range(self.grid.counts[axis]))
+        return [(max(start - wide, 0), min(stop + wide, self.zyx_shape[axis])) for start, stop in cores]
+
     @property
     def overlaps(self) -> bool:
         """Whether blocks hand rims to their neighbours."""

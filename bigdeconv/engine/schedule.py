@@ -20,6 +20,7 @@ from bigdeconv.storage.ledger import drop_rim
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy as np
     from distributed import Client, Future
 
     from bigdeconv.engine.cluster import Connection
@@ -34,7 +35,7 @@ LOST_AFTER_SECONDS = 120
 HOPELESS = 10
 """Failed blocks, and more than finished ones, after which nothing more is tried."""
 
-SOLVED, FINISHED, FAILED = 1, 2, 4
+SOLVED, FINISHED, FAILED, OUTSIDE = 1, 2, 4, 8
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class Progress:
 def run_blocks(
     connection: Connection,
     recipe: Recipe,
+    outside: np.ndarray,
     finished: Iterable[dict[str, Any]],
     on_finished: Callable[[dict[str, Any], Progress], None],
 ) -> Progress:
@@ -58,6 +60,8 @@ def run_blocks(
 
     Parameters
     ----------
+    outside
+        Whether a block lies outside the mask, by its index: it is as if it did not exist, and counts as finished.
     finished
         Journal records of blocks that an earlier run finished.
     on_finished
@@ -68,7 +72,7 @@ def run_blocks(
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    return _BlockRun(connection, recipe, finished, on_finished).run()
+    return _BlockRun(connection, recipe, outside, finished, on_finished).run()
 
 
 def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]:
@@ -179,20 +183,22 @@ class _BlockRun:
         self,
         connection: Connection,
         recipe: Recipe,
+        outside: np.ndarray,
         finished: Iterable[dict[str, Any]],
         on_finished: Callable[[dict[str, Any], Progress], None],
     ) -> None:
         self._recipe, self._plan, self._on_finished = recipe, recipe.plan, on_finished
         self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
-        self._state = bytearray(self._plan.n_blocks)
+        self._state = bytearray(OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
-        self.progress = Progress(self._plan.n_blocks)
+        self._n_outside = int(outside.sum())
+        self.progress = Progress(self._plan.n_blocks, self._n_outside, self._n_outside)
         for record in finished:
             self._count(record)
 
     def run(self) -> Progress:
-        remaining = (i for i in range(self._plan.n_blocks) if not self._state[i] & FINISHED)
+        remaining = (i for i in range(self._plan.n_blocks) if not self._state[i] & (FINISHED | OUTSIDE))
         exhausted = False
         while True:
             while not exhausted and not self._window.is_full and not self._hopeless:
@@ -208,7 +214,7 @@ class _BlockRun:
     @property
     def _hopeless(self) -> bool:
         p = self.progress
-        return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished
+        return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished - self._n_outside
 
     def _receive(self, index: int, future: Future[Any]) -> None:
         if index in self._merging:
@@ -224,7 +230,7 @@ class _BlockRun:
             self._fail(task, future)
             return
         self._state[index] |= SOLVED
-        for candidate in (index, *self._upper(task)):
+        for candidate in (index, *self._upper(task).values()):
             self._merge_if_ready(candidate)
 
     def _submit_solve(self, task: BlockTask) -> None:
@@ -255,6 +261,9 @@ class _BlockRun:
         self._on_finished(record, self.progress)
         for direction, index in self._lower(task).items():
             drop_rim(self._recipe.scratch, index, direction)
+        for direction, index in self._upper(task).items():
+            if self._state[index] & OUTSIDE:  # Nobody waits for it.
+                drop_rim(self._recipe.scratch, task.index, direction)
 
     def _record(self, future: Future[Any]) -> dict[str, Any]:
         try:
@@ -272,21 +281,21 @@ class _BlockRun:
         self._state[task.index] |= FAILED
         self.progress.blocks_failed += 1
         self.progress.errors.append(f"block {task.index}: {future.exception()}")
-        for neighbour in self._upper(task):
+        for neighbour in self._upper(task).values():
             self._merge_if_ready(neighbour)
 
     def _lower(self, task: BlockTask) -> dict[Triple, int]:
         """Return the neighbours whose rims a block takes in, by the direction from them to it."""
+        found = self._neighbours(task, -1)
+        return {d: n for d, n in found.items() if not self._state[n] & OUTSIDE}
+
+    def _upper(self, task: BlockTask) -> dict[Triple, int]:
+        """Return the neighbours that a block leaves rims for, by the direction to them."""
+        return self._neighbours(task, 1)
+
+    def _neighbours(self, task: BlockTask, sign: int) -> dict[Triple, int]:
         if not self._plan.overlaps:
             return {}
-        found = {d: self._plan.neighbour(task, triple(-i for i in d)) for d in DIRECTIONS if self._blends(d)}
+        blending = (d for d in DIRECTIONS if all(b for b, i in zip(self._plan.blend, d, strict=True) if i))
+        found = {d: self._plan.neighbour(task, triple(sign * i for i in d)) for d in blending}
         return {d: n for d, n in found.items() if n is not None}
-
-    def _upper(self, task: BlockTask) -> list[int]:
-        if not self._plan.overlaps:
-            return []
-        found = (self._plan.neighbour(task, d) for d in DIRECTIONS if self._blends(d))
-        return [n for n in found if n is not None]
-
-    def _blends(self, direction: Triple) -> bool:
-        return all(b > 0 for b, d in zip(self._plan.blend, direction, strict=True) if d)

@@ -193,6 +193,7 @@ def _plan_text(s: dict[str, Any]) -> str:
     def size(n: float) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
+    skipped = f" ({s['blocks_skipped']} outside the mask)" if s["blocks_skipped"] else ""
     rows = [
         (
             "volume",
@@ -201,7 +202,7 @@ def _plan_text(s: dict[str, Any]) -> str:
         ("method", f"{s['method']}, {s['iterations']} iterations, PSF box {zyx('psf_shape')}"),
         (
             "blocks",
-            f"{s['n_blocks']} of {zyx('block_shape')}, halo {zyx('halo')}, blend {zyx('blend')}, FFT {zyx('fft_shape')}",
+            f"{s['n_blocks']}{skipped} of {zyx('block_shape')}, halo {zyx('halo')}, blend {zyx('blend')}, FFT {zyx('fft_shape')}",
         ),
         ("chunks", f"{zyx('chunk_shape')}, shards {zyx('shard_shape')}, {len(s['levels'])} levels"),
         (
