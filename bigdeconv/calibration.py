@@ -32,6 +32,8 @@ SAMPLED_VOXELS = 1e8
 HEADROOM = 4.0
 """How much brighter than the brightest calibrated voxel the stored integers can become."""
 UINT16_MAX = 65535
+MOST_VARIATION = 2.0
+"""How much brighter the brightest sampled time point may be than the dimmest without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def calibrate(
         The calibration, and ``settings`` with background, scale, saturation and ``tau`` filled in, in photons.
     """
     camera, warnings = sampling.camera, list[str]()
-    counts = [counts for _, _, counts in sampling.readable()]
+    regions = list(sampling.readable())
+    counts = [counts for _, _, counts in regions]
     flat = [view for region in counts for view in region]
     fill = intensity.detect_fill(flat, sampling.info.fill_value) if masked else None
     validity = Validity(fill=fill)
@@ -141,6 +144,8 @@ def calibrate(
         scale = 1.0
         warnings.append("The volume looks constant or empty: nothing rises above the background.")
     warnings += _negative_warning(flat, masks, camera)
+    places = [(t, box) for t, box, region in regions for _ in region]
+    warnings += _variation_warning(places, photons, masks, b, camera)
     validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
     if auto_tau:
@@ -180,6 +185,31 @@ def _negative_warning(counts: list[np.ndarray], masks: list[np.ndarray], camera:
     if below <= 0.01 * total:
         return []
     return [f"{100 * below / total:.1f} % of the sampled voxels lie below the camera offset; check --camera-offset."]
+
+
+def _variation_warning(
+    places: list[tuple[int, Box]],
+    photons: list[np.ndarray],
+    masks: list[np.ndarray],
+    background: float,
+    camera: Camera,
+) -> list[str]:
+    """Compare the sampled time points by what `estimate_scale` says of each, over regions that all of them have."""
+    times = sorted({t for t, _ in places})
+    everywhere = set.intersection(*({box for t, box in places if t == time} for time in times))
+    levels: dict[int, float] = {}
+    for time in times:
+        mine = [i for i, (t, box) in enumerate(places) if t == time and box in everywhere]
+        levels[time] = intensity.estimate_scale([photons[i] for i in mine], [masks[i] for i in mine], background)
+    (dimmest, low), (brightest, high) = (pick(levels.items(), key=lambda item: item[1]) for pick in (min, max))
+    if high <= MOST_VARIATION * low:
+        return []
+    factor = f"{high / low:.1f}-fold" if low else "from nothing"
+    return [
+        f"The foreground varies {factor} over time (99.9th percentile above background: {low / camera.gain:.4g} counts at time "
+        f"point {dimmest}, {high / camera.gain:.4g} at {brightest}), and one intensity scale serves all; with a prior, dim time "
+        "points come out smoother: run them apart with --timepoints if that matters."
+    ]
 
 
 def _saturation(info: VolumeInfo, camera: Camera) -> float:
