@@ -102,8 +102,12 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     schema_version: Literal[1] = 1
-    input: str = Field(description="OME-Zarr image: a path or a URL (https, s3, gs, az).")
-    output: str = Field(description="Where the result goes: a path that does not exist yet.")
+    input: str = Field(
+        description="OME-Zarr image or plate: a path or a URL (https, s3, gs, az); or a glob or a .txt list of images."
+    )
+    output: str = Field(
+        description="Where the result goes, a folder for several images: a path that does not exist yet."
+    )
     psf: Files = _option((), "Input", "PSF file: TIFF or npy, z y x, or v z y x for views. FILE for all channels, C1=FILE per "
                          "channel, V3=FILE per view, C1.V3=FILE for both; give it several times.", "FILE")  # fmt: skip
     psf_voxel_um: Lengths | None = _option(

@@ -31,6 +31,7 @@ from bigdeconv.intensity import Camera
 from bigdeconv.planner import Plan, Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
+from bigdeconv.storage.collection import find_images
 from bigdeconv.storage.mask import open_mask
 from bigdeconv.storage.psf_files import read_psf
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
     from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.storage.collection import Collection
+    from bigdeconv.storage.mask import Mask
     from bigdeconv.storage.omezarr import VolumeInfo
 
 MEMORY_SHARE = 0.7
@@ -52,17 +55,30 @@ class Outline:
     """What is known before any voxel is read."""
 
     config: JobConfig
-    volume: VolumeInfo
-    plan: Plan
+    images: Collection
+    volumes: tuple[VolumeInfo, ...]
+    """Described alike but for their shapes."""
+    plans: tuple[Plan, ...]
+    """One for each volume."""
     kernels: dict[int, np.ndarray]
     """PSFs ``v z y x`` by channel."""
     model: WcrrWeights | None
     outside: np.ndarray
-    """Whether a block lies outside the mask, by its index."""
+    """Whether a block lies outside the mask, by its index through all volumes."""
     workers: int
     threads: int
     cuda: bool
     warnings: tuple[str, ...]
+
+    @property
+    def volume(self) -> VolumeInfo:
+        """The first volume; the others have its axes, dtype, voxel size and channels."""
+        return self.volumes[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that needs the most memory."""
+        return max(self.plans, key=lambda plan: plan.peak_bytes_per_worker)
 
     @property
     def iterations(self) -> int:
@@ -105,7 +121,9 @@ def inspect(config: JobConfig) -> Outline:
     BigdeconvError
         If anything does not fit; the sentence says what to do.
     """
-    volume = omezarr.describe(config.input, level=config.level, voxel_zyx_um=_triple_or_none(config.voxel_um))
+    images = find_images(config.input)
+    volumes = _describe(config, images)
+    volume = volumes[0]
     view_axis = config.views_axis
     if view_axis in {"z", "y", "x"}:
         raise InvalidInputError(
@@ -114,10 +132,9 @@ def inspect(config: JobConfig) -> Outline:
     if view_axis is not None and volume.axis_index(view_axis) is None:
         raise InvalidInputError(f"views-axis: the volume has no axis {view_axis!r}; it has {', '.join(volume.axes)}.")
     _check_axes(volume, view_axis)
-    timepoints = (0,) if view_axis == "t" else _select("timepoints", config.timepoints, volume.n_timepoints)
     channels = (0,) if view_axis == "c" else _select("channels", config.channels, volume.n_channels)
     n_views = volume.extent(view_axis) if view_axis else 1
-    kernels, warnings = _read_psfs(config, volume, channels, n_views)
+    kernels, warnings = _read_psfs(config, volumes, channels, n_views)
     model = models.resolve(config.model) if config.method == "garl" else None
     if model is not None and model.card.get("name") == "standin":
         warnings.append(
@@ -139,16 +156,13 @@ def inspect(config: JobConfig) -> Outline:
         zyx_shape=volume.zyx_shape,
         psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
         voxel_zyx_um=volume.voxel_zyx_um,
-        roi=_roi(config, volume),
-        timepoints=timepoints,
         channels=channels,
         n_views=n_views,
         input_itemsize=np.dtype(volume.dtype).itemsize,
         output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
         has_prior=config.method != "rl",
-        prior_bytes=_prior_bytes(model, volume, cuda=cuda) if model is not None else 0,
         budget_bytes=_budget(config, workers, cuda),
-        n_workers=workers,
+        n_workers=max(workers // len(volumes), 1),
         block_shape=_explicit(config.block_shape),
         halo=_explicit(config.halo),
         seam_tolerance=config.seam_tolerance,
@@ -159,10 +173,32 @@ def inspect(config: JobConfig) -> Outline:
         sharded=config.ome_version == "0.5",
     )
     nominal = _nominal_settings(config, volume.voxel_zyx_um, model)
-    plan = halo.make_plan(request, nominal, kernels.values(), model)
-    warnings += halo.warnings(plan, request)
-    outside, notes = _outside_mask(config, volume, plan)
-    return Outline(config, volume, plan, kernels, model, outside, workers, threads, cuda, (*warnings, *notes))
+
+    def plan_one(volume: VolumeInfo) -> tuple[Plan, list[str]]:
+        own = _request_for(volume, request, config, model, cuda=cuda)
+        plan = halo.make_plan(own, nominal, kernels.values(), model)
+        return plan, halo.warnings(plan, own)
+
+    # Volumes of one shape share a plan.
+    made = {shape: plan_one(volume) for shape, volume in {v.shape: v for v in volumes}.items()}
+    warnings += dict.fromkeys(sentence for _, sentences in made.values() for sentence in sentences)
+    plans = tuple(made[volume.shape][0] for volume in volumes)
+    outside, notes = _outside_mask(config, volumes, plans)
+    return Outline(config, images, volumes, plans, kernels, model, outside, workers, threads, cuda, (*warnings, *notes))
+
+
+def _request_for(
+    volume: VolumeInfo, request: Request, config: JobConfig, model: WcrrWeights | None, *, cuda: bool
+) -> Request:
+    """Complete a request with what is a volume's own."""
+    moving = config.views_axis != "t"
+    return replace(
+        request,
+        zyx_shape=volume.zyx_shape,
+        roi=_roi(config, volume),
+        timepoints=_select("timepoints", config.timepoints, volume.n_timepoints) if moving else (0,),
+        prior_bytes=_prior_bytes(model, volume, cuda=cuda) if model is not None else 0,
+    )
 
 
 def _prior_bytes(model: WcrrWeights, volume: VolumeInfo, *, cuda: bool) -> int:
@@ -180,9 +216,8 @@ def prepare(outline: Outline) -> Job:
     draft = _draft_settings(config, outline.volume.voxel_zyx_um, outline.model)
     for channel in outline.plan.channels:
         sampling = calibration.Sampling(
-            info=outline.volume,
+            volumes=tuple((v, plan.timepoints) for v, plan in zip(outline.volumes, outline.plans, strict=True)),
             channel=channel,
-            timepoints=outline.plan.timepoints,
             view_axis=config.views_axis,
             camera=camera(config),
             kernels=outline.kernels[channel],
@@ -242,7 +277,8 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
     """Return a plan as `bigdeconv plan --json` prints it."""
     plan = outline.plan
     return {
-        "n_blocks": plan.n_blocks,
+        "volumes": len(outline.volumes),
+        "n_blocks": outline.outside.size,
         "blocks_skipped": int(outline.outside.sum()),
         "block_shape": plan.core_shape,
         "halo": plan.halo,
@@ -281,6 +317,35 @@ def _rounded(error: float | None) -> float | None:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
+def _describe(config: JobConfig, images: Collection) -> tuple[VolumeInfo, ...]:
+    voxel_um = _triple_or_none(config.voxel_um)
+    volumes = tuple(omezarr.describe(where, level=config.level, voxel_zyx_um=voxel_um) for where in images.locations)
+    for other in volumes[1:]:
+        _require_alike(volumes[0], other, config.views_axis)
+    return volumes
+
+
+def _require_alike(first: VolumeInfo, other: VolumeInfo, view_axis: str | None) -> None:
+    """Refuse volumes that one background, scale and PSF cannot serve; their shapes may differ."""
+
+    def traits(volume: VolumeInfo) -> dict[str, Any]:
+        return {
+            "axes": ",".join(volume.axes),
+            "dtype": np.dtype(volume.dtype).newbyteorder("=").name,
+            "channels": volume.n_channels,
+            "views": volume.extent(view_axis) if view_axis else 1,
+            # What is stored in decimals may differ in the last one.
+            "voxel size (z,y,x µm)": ",".join(f"{v:.5g}" for v in volume.voxel_zyx_um),
+        }
+
+    for (name, wanted), got in zip(traits(first).items(), traits(other).values(), strict=True):
+        if got != wanted:
+            raise InvalidInputError(
+                f"input: {other.location} has {name} {got}, but {first.location} has {wanted}; volumes of one job share all but "
+                "their extent: run those that differ apart."
+            )
+
+
 def _check_axes(volume: VolumeInfo, view_axis: str | None) -> None:
     strange = [a for a in volume.axes if a not in {"t", "c", "z", "y", "x", view_axis}]
     if strange:
@@ -310,11 +375,27 @@ def _roi(config: JobConfig, volume: VolumeInfo) -> Box | None:
     return box
 
 
-def _outside_mask(config: JobConfig, volume: VolumeInfo, plan: Plan) -> tuple[np.ndarray, list[str]]:
+def _outside_mask(
+    config: JobConfig, volumes: tuple[VolumeInfo, ...], plans: tuple[Plan, ...]
+) -> tuple[np.ndarray, list[str]]:
     """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
     if config.mask in {"auto", "none"}:
-        return np.zeros(plan.n_blocks, bool), []
-    mask = open_mask(config.mask, volume, config.views_axis)
+        return np.zeros(sum(plan.n_blocks for plan in plans), bool), []
+    found, notes = [], list[str]()
+    for volume, plan in zip(volumes, plans, strict=True):
+        mask = open_mask(config.mask, volume, config.views_axis)
+        found.append(_outside_one(mask, plan))
+        if not mask.covers(volume.zyx_shape):
+            notes.append(
+                "The mask reaches over a part of the volume only; what it does not reach counts as outside of it."
+            )
+    outside = np.concatenate(found)
+    if outside.all():
+        notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
+    return outside, list(dict.fromkeys(notes))
+
+
+def _outside_one(mask: Mask, plan: Plan) -> np.ndarray:
     spans = [plan.reach(axis) for axis in range(3)]
     # One time point or channel of the mask may serve all of the volume's.
     served = [
@@ -322,19 +403,13 @@ def _outside_mask(config: JobConfig, volume: VolumeInfo, plan: Plan) -> tuple[np
         for t, c in product(plan.timepoints, plan.channels)
     ]
     occupied = {key: mask.occupied(spans, timepoint=key[0], channel=key[1]) for key in dict.fromkeys(served)}
-    outside = np.concatenate([~occupied[key].transpose(plan.axis_order).ravel() for key in served])
-    notes = []
-    if not mask.covers(volume.zyx_shape):
-        notes.append("The mask reaches over a part of the volume only; what it does not reach counts as outside of it.")
-    if outside.all():
-        notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
-    return outside, notes
+    return np.concatenate([~occupied[key].transpose(plan.axis_order).ravel() for key in served])
 
 
 def _read_psfs(
-    config: JobConfig, volume: VolumeInfo, channels: tuple[int, ...], n_views: int
+    config: JobConfig, volumes: tuple[VolumeInfo, ...], channels: tuple[int, ...], n_views: int
 ) -> tuple[dict[int, np.ndarray], list[str]]:
-    """Read and prepare the PSFs of every channel, ``v z y x``."""
+    """Read and prepare the PSFs of every channel, ``v z y x``; none may be wider than the narrowest volume."""
     if not config.psf:
         raise InvalidInputError("psf: is missing; give --psf FILE (TIFF or npy), one voxel of value 1 for none.")
     entries = [_parse_psf(entry) for entry in config.psf]
@@ -345,7 +420,7 @@ def _read_psfs(
     for channel in channels:
         files = _files_of_channel(entries, channel, n_views)
         if files not in prepared:
-            prepared[files] = _prepare_psf(files, config, volume, n_views)
+            prepared[files] = _prepare_psf(files, config, volumes, n_views)
             warnings += prepared[files].notes
         kernels[channel] = prepared[files].kernels
     return kernels, warnings
@@ -394,7 +469,9 @@ def _files_of_channel(entries: list[tuple[int | None, int | None, str]], channel
     return (whole[0],)
 
 
-def _prepare_psf(files: tuple[str, ...], config: JobConfig, volume: VolumeInfo, n_views: int) -> psf.PreparedPSF:
+def _prepare_psf(
+    files: tuple[str, ...], config: JobConfig, volumes: tuple[VolumeInfo, ...], n_views: int
+) -> psf.PreparedPSF:
     arrays = [read_psf(file) for file in files]
     if len({a.shape for a in arrays}) > 1:
         raise InvalidInputError(
@@ -403,9 +480,9 @@ def _prepare_psf(files: tuple[str, ...], config: JobConfig, volume: VolumeInfo, 
     array = arrays[0] if len(arrays) == 1 else np.stack(arrays)
     prepared = psf.prepare(
         array,
-        voxel_zyx_um=volume.voxel_zyx_um,
+        voxel_zyx_um=volumes[0].voxel_zyx_um,
         psf_voxel_zyx_um=config.psf_voxel_um,
-        volume_zyx_shape=volume.zyx_shape,
+        volume_zyx_shape=triple(min(extents) for extents in zip(*(v.zyx_shape for v in volumes), strict=True)),
         name=f"psf {Path(files[0]).name}",
     )
     if len(prepared.kernels) != n_views:
@@ -487,7 +564,8 @@ def _estimated_seconds(outline: Outline) -> float:
     if outline.model is not None:
         prior_ns = 0.07 * sum(int(layer.size) for layer in outline.model.layers) + 50.0
     fft_ns = 60.0 * (1 + views)
-    voxels = plan.roi.size * len(plan.timepoints) * len(plan.channels) * float(1 - outline.outside.mean())
+    computed = 1.0 - float(outline.outside.mean())
+    voxels = computed * sum(p.roi.size * len(p.timepoints) * len(p.channels) for p in outline.plans)
     work = (
         voxels * (plan.compute_amplification * fft_ns + plan.read_amplification * prior_ns) * 1e-9 * outline.iterations
     )

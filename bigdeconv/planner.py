@@ -13,9 +13,10 @@ The blocks are computed one by one when asked for: a plan of a million blocks is
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv import seams
@@ -53,6 +54,8 @@ class BlockTask:
     """The core and, past its upper faces, the overlap that is blended into the neighbours."""
     read: Box
     """The data window: ``keep`` and the halo, clipped to the volume."""
+    volume: int = 0
+    """Which volume of the job it is a block of."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,22 @@ class Plan:
         """Yield every block in the order of submission: a block comes after its lower neighbours."""
         return map(self.task, range(self.n_blocks))
 
+    def index(self, volume: int, position: Triple) -> int:
+        """Return the index of a block from the number of its time point and channel and its place in the grid."""
+        for axis in self.axis_order:
+            volume = volume * self.grid.counts[axis] + position[axis]
+        return volume
+
     def neighbour(self, task: BlockTask, direction: Triple) -> int | None:
         """Return the index of the neighbour of a block, or None at a face of the region."""
         position = [p + d for p, d in zip(task.position, direction, strict=True)]
         counts = self.grid.counts
         if any(not 0 <= p < n for p, n in zip(position, counts, strict=True)):
             return None
-        index = task.index // len(self.grid)
+        step = 0
         for axis in self.axis_order:
-            index = index * counts[axis] + position[axis]
-        return index
+            step = step * counts[axis] + direction[axis]
+        return task.index + step
 
     def reach(self, axis: int) -> list[tuple[int, int]]:
         """Return the range of voxels that each core along an axis has to do with: the halo or the ramps beyond its faces.
@@ -204,6 +213,30 @@ class Plan:
             self.blend[axis],
             self.psf_shape[axis],
         )
+
+
+@dataclass(frozen=True)
+class Series:
+    """The blocks of several volumes, one volume after the other, under one running index."""
+
+    plans: tuple[Plan, ...]
+    """One for each volume."""
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return list(accumulate(plan.n_blocks for plan in self.plans))
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all volumes."""
+        return self._stops[-1]
+
+    def task(self, index: int) -> BlockTask:
+        """Return one block; its index counts through all volumes."""
+        volume = bisect_right(self._stops, index)
+        plan = self.plans[volume]
+        first = self._stops[volume] - plan.n_blocks
+        return replace(plan.task(index - first), index=index, volume=volume)
 
 
 class _Extent(NamedTuple):

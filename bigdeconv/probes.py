@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
-from itertools import islice, zip_longest
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, islice, product, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.geometry import Box, Triple, triple
 from bigdeconv.seams import strip_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bigdeconv.planner import Plan
 
+TRIES = 50
+"""How many seams are looked at for each that is probed, where a mask leaves out blocks."""
 PATCH = 16
 """Longest edge of a patch along its face."""
 
@@ -38,6 +40,8 @@ class SeamProbe:
     """First voxel above it."""
     strip: Box
     """What counts as next to it, along one core."""
+    volume: int = 0
+    """Which volume of the job it is in."""
 
     def patches(self) -> Iterable[Box]:
         """Yield the parts of the strip of which one is solved again."""
@@ -70,15 +74,41 @@ class Measured:
     """Photons."""
     worst_at: Triple
     """Where it is."""
+    volume: int = 0
 
 
-def choose(plan: Plan, count: int, seed: str) -> list[SeamProbe]:
-    """Return up to ``count`` different seams at random, the axes in turn."""
+def choose(plans: Sequence[Plan], count: int, seed: str, outside: bytes | None = None) -> list[SeamProbe]:
+    """Return up to ``count`` different seams at random, volumes and axes in turn.
+
+    Parameters
+    ----------
+    plans
+        One for each volume.
+    outside
+        1 where a block lies outside the mask, by its index through all volumes; next to such a block nothing is probed.
+    """
     rng = random.Random(seed)
-    seams = [len(plan.timepoints) * len(plan.channels) * math.prod(_grid_of_seams(plan, axis)) for axis in range(3)]
-    orders = [rng.sample(range(n), min(count, n)) for n in seams]
-    turns = ((axis, number) for turn in zip_longest(*orders) for axis, number in enumerate(turn) if number is not None)
-    return [_probe(plan, axis, number) for axis, number in islice(turns, count)]
+    starts = list(accumulate((plan.n_blocks for plan in plans), initial=0))
+    volumes = rng.sample(range(len(plans)), min(count, len(plans)))
+    orders = [
+        _order(plans[v], count, rng, None if outside is None else outside[starts[v] : starts[v + 1]]) for v in volumes
+    ]
+    turns = (
+        (v, seam) for turn in zip_longest(*orders) for v, seam in zip(volumes, turn, strict=True) if seam is not None
+    )
+    return [replace(seam, volume=v) for v, seam in islice(turns, count)]
+
+
+def _order(plan: Plan, count: int, rng: random.Random, outside: bytes | None) -> Iterator[SeamProbe]:
+    """Yield some seams of one volume at random, the axes in turn."""
+    n_volumes = len(plan.timepoints) * len(plan.channels)
+    seams = [n_volumes * math.prod(_grid_of_seams(plan, axis)) for axis in range(3)]
+    tries = count if outside is None else TRIES * count
+    orders = [rng.sample(range(n), min(tries, n)) for n in seams]
+    for turn in zip_longest(*orders):
+        for axis, number in enumerate(turn):
+            if number is not None and (outside is None or _all_computed(plan, axis, number, outside)):
+                yield _probe(plan, axis, number)
 
 
 def window_of(plan: Plan, patch: Box) -> Box:
@@ -94,7 +124,7 @@ def window_of(plan: Plan, patch: Box) -> Box:
     return patch.grow(triple(margins)).intersect(Box.of_shape(plan.zyx_shape))
 
 
-def certificate(plan: Plan, tolerance: float, measured: Sequence[Measured]) -> dict[str, Any]:
+def certificate(plans: Sequence[Plan], tolerance: float, measured: Sequence[Measured]) -> dict[str, Any]:
     """Return what the probes say of a run, as plain values: per axis and overall, the worst place, and every probe."""
     axes = {name: _pooled([m for m in measured if m.axis == axis]) for axis, name in enumerate("zyx")}
     errors = [values["error"] for values in axes.values() if values]
@@ -104,7 +134,7 @@ def certificate(plan: Plan, tolerance: float, measured: Sequence[Measured]) -> d
     worst = max(telling, key=lambda m: _relative(m)["error"], default=None)
     return {
         "tolerance": tolerance,
-        "predicted": dict(zip("zyx", plan.seam_errors, strict=True)),
+        "predicted": {name: _largest([plan.seam_errors[i] for plan in plans]) for i, name in enumerate("zyx")},
         "measured": axes,
         "error": max(errors, default=None),
         "within_tolerance": max(errors) <= tolerance if errors else None,
@@ -113,19 +143,37 @@ def certificate(plan: Plan, tolerance: float, measured: Sequence[Measured]) -> d
     }
 
 
+def _largest(errors: Sequence[float | None]) -> float | None:
+    known = [e for e in errors if e is not None]
+    return max(known) if len(known) == len(errors) else None
+
+
 def _grid_of_seams(plan: Plan, axis: int) -> Triple:
     """Return how many cores on each axis have a neighbour above them on one."""
     return triple(n - int(a == axis) for a, n in enumerate(plan.grid.counts))
 
 
-def _probe(plan: Plan, axis: int, number: int) -> SeamProbe:
-    """Return one of the seams of an axis, numbered over time points, channels and cores."""
+def _place(plan: Plan, axis: int, number: int) -> tuple[int, Triple]:
+    """Return where one of the seams of an axis is: the number of its time point and channel, and of the core below it."""
     nz, ny, nx = _grid_of_seams(plan, axis)
     rest, x = divmod(number, nx)
     rest, y = divmod(rest, ny)
     volume, z = divmod(rest, nz)
+    return volume, (z, y, x)
+
+
+def _all_computed(plan: Plan, axis: int, number: int, outside: bytes) -> bool:
+    """Tell whether the mask leaves out none of the blocks whose voxels meet in the cores on both sides of a seam."""
+    volume, position = _place(plan, axis, number)
+    reach = [range(max(p - 1, 0), p + 1 + int(a == axis)) for a, p in enumerate(position)]
+    return not any(outside[plan.index(volume, triple(place))] for place in product(*reach))
+
+
+def _probe(plan: Plan, axis: int, number: int) -> SeamProbe:
+    """Return one of the seams of an axis, numbered over time points, channels and cores."""
+    volume, position = _place(plan, axis, number)
     timepoint, channel = divmod(volume, len(plan.channels))
-    core = plan.grid.core((z, y, x)).shift(plan.roi.start)
+    core = plan.grid.core(position).shift(plan.roi.start)
     face, width = core.stop[axis], strip_width(plan.blend[axis])
     start, stop = list(core.start), list(core.stop)
     start[axis] = max(face - width, plan.roi.start[axis])
@@ -152,7 +200,7 @@ def _errors(difference: float, rounding: float, reference: float) -> dict[str, f
 
 
 def _described(m: Measured) -> dict[str, Any]:
-    place = {"axis": "zyx"[m.axis], "timepoint": m.timepoint, "channel": m.channel, "face": m.face}
+    place = {"volume": m.volume, "axis": "zyx"[m.axis], "timepoint": m.timepoint, "channel": m.channel, "face": m.face}
     boxes = {"patch": asdict(m.patch), "window": asdict(m.window)}
     errors = _relative(m) if m.reference else {"error": None, "as_stored": None, "rounding": None}
     worst = {"worst_difference_photons": float(f"{m.worst_difference:.4g}"), "worst_at_zyx": m.worst_at}

@@ -19,7 +19,7 @@ KERNEL = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)[None]
 
 def calibrated(path, *, camera=None, **given):
     info = describe(path)
-    sampling = Sampling(info, 0, tuple(range(info.n_timepoints)), None, camera or Camera(), KERNEL)
+    sampling = Sampling(((info, tuple(range(info.n_timepoints))),), 0, None, camera or Camera(), KERNEL)
     draft = Settings("rl", 3, 0.0, 0.0, 0.0, 1.0, info.voxel_zyx_um)
     numbers = {"background": None, "intensity_scale": None, "output_scale": 1.0, "masked": True} | given
     return calibrate(sampling, draft, None, **numbers, halo=(3, 6, 6), auto_tau=True, integer_output=True)

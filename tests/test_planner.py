@@ -7,7 +7,7 @@ import random
 import tracemalloc
 from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bigdeconv import seams
 from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
-from bigdeconv.planner import BLEND, PROCESS_BYTES, Plan, Request, make_plan, memory_terms
+from bigdeconv.planner import BLEND, PROCESS_BYTES, Plan, Request, Series, make_plan, memory_terms
 from bigdeconv.seams import Decay
 from tests.strategies import requests, triples
 
@@ -473,3 +473,34 @@ class TestRefusals:
         plan = make_plan(simple(block_shape=(100, 16, 1000)))
         assert plan.core_shape == (64, 16, 64)
         assert Counter(t.position[1] for t in plan.tasks()) == {0: 1, 1: 1, 2: 1, 3: 1}
+
+
+class TestSeries:
+    @given(st.lists(requests(), min_size=1, max_size=4))
+    @settings(max_examples=30, deadline=None)
+    def test_blocks_of_several_volumes_count_through(self, several):
+        """Volume after volume, each block as in its own plan but for its index; no neighbour lies in another volume."""
+        plans = tuple(plan_for(request) for request in several)
+        series = Series(plans)
+        expected = [(v, task) for v, plan in enumerate(plans) for task in plan.tasks()]
+        assert series.n_blocks == len(expected)
+        first = dict(zip(range(len(plans)), accumulate([p.n_blocks for p in plans], initial=0), strict=False))
+        for index, (v, own) in enumerate(expected):
+            task = series.task(index)
+            assert task == replace(own, index=index, volume=v)
+            for direction in DIRECTIONS:
+                for sign in (1, -1):
+                    step = triple(sign * d for d in direction)
+                    neighbour = plans[v].neighbour(own, step)
+                    shifted = None if neighbour is None else first[v] + neighbour
+                    assert plans[v].neighbour(task, step) == shifted
+
+    def test_ten_thousand_volumes_of_a_million_blocks_take_no_memory(self):
+        plan = make_plan(simple(zyx_shape=(1600, 1600, 1600)))
+        tracemalloc.start()
+        series = Series((plan,) * 10_000)
+        assert series.n_blocks == 10_000 * 10**6
+        assert series.task(series.n_blocks - 1).volume == 9999
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2_000_000

@@ -212,11 +212,11 @@ class TestProbes:
     @settings(max_examples=40, deadline=None)
     def test_chosen_seams_are_faces_between_cores(self, count, seed, blend):
         plan = plan_of(blend=(blend,) * 3)
-        chosen = probes.choose(plan, count, seed)
+        chosen = probes.choose((plan,), count, seed)
         # Six columns of cores: two faces across y in each of two, one across x in each of three.
         assert len(chosen) == min(count, 4 + 3)
         assert len({(p.axis, p.face, p.strip) for p in chosen}) == len(chosen)
-        assert chosen == probes.choose(plan, count, seed)
+        assert chosen == probes.choose((plan,), count, seed)
         for probe in chosen:
             assert probe.axis in (1, 2)
             assert probe.face % plan.core_shape[probe.axis] == 0
@@ -230,18 +230,18 @@ class TestProbes:
                 assert all(n <= most for n, most in zip(window.shape, plan.read_shape, strict=True))
 
     def test_a_plan_without_seams_has_none(self):
-        assert probes.choose(plan_of(block_shape=(64, 96, 64)), 8, "a") == []
+        assert probes.choose((plan_of(block_shape=(64, 96, 64)),), 8, "a") == []
 
     def test_a_million_blocks_are_no_more_work(self):
         plan = plan_of(zyx_shape=(6400, 6400, 6400), block_shape=(64, 64, 64), budget_bytes=2**40)
-        assert {p.axis for p in probes.choose(plan, 9, "a")} == {0, 1, 2}
+        assert {p.axis for p in probes.choose((plan,), 9, "a")} == {0, 1, 2}
 
     def test_errors_are_pooled_over_probes_less_the_rounding(self):
         box = Box((0, 0, 0), (1, 2, 2))
         first = probes.Measured(1, 0, 0, 32, box, box, 5.0, 1.0, 100.0, 0.5, (0, 1, 1))
         second = replace(first, difference=12.0, rounding=3.0, reference=300.0)
         dark = replace(first, axis=2, difference=0.0, rounding=0.0, reference=0.0)
-        found = probes.certificate(plan_of(), 0.2, [first, second, dark])
+        found = probes.certificate((plan_of(),), 0.2, [first, second, dark])
         assert found["measured"]["y"] == {
             "error": pytest.approx(np.sqrt(13 / 400), rel=1e-2),
             "as_stored": pytest.approx(np.sqrt(17 / 400), rel=1e-2),
@@ -250,8 +250,8 @@ class TestProbes:
         assert found["measured"]["z"] is found["measured"]["x"] is None
         assert found["within_tolerance"] is True
         assert found["worst"]["error"] == pytest.approx(0.2)
-        assert probes.certificate(plan_of(), 0.1, [first, second])["within_tolerance"] is False
-        assert probes.certificate(plan_of(), 0.1, [dark])["within_tolerance"] is None
+        assert probes.certificate((plan_of(),), 0.1, [first, second])["within_tolerance"] is False
+        assert probes.certificate((plan_of(),), 0.1, [dark])["within_tolerance"] is None
 
 
 @pytest.fixture(scope="module")

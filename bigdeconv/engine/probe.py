@@ -39,6 +39,7 @@ def probe_seam(recipe: Recipe, probe: SeamProbe) -> Measured:
         reference=_energy(np.where(is_datum, reference, 0.0)),
         worst_difference=float(difference[worst]),
         worst_at=triple(s + i for s, i in zip(patch.start, worst, strict=True)),
+        volume=probe.volume,
     )
 
 

@@ -15,6 +15,7 @@ from bigdeconv.blending import DIRECTIONS
 from bigdeconv.engine import tasks
 from bigdeconv.errors import ClusterLostError
 from bigdeconv.geometry import Box, Grid, Triple, triple
+from bigdeconv.planner import Series
 from bigdeconv.storage.ledger import drop_rim
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Progress:
 
 def run_blocks(
     connection: Connection,
-    recipe: Recipe,
+    recipes: tuple[Recipe, ...],
     outside: np.ndarray,
     finished: Iterable[dict[str, Any]],
     on_finished: Callable[[dict[str, Any], Progress], None],
@@ -60,6 +61,8 @@ def run_blocks(
 
     Parameters
     ----------
+    recipes
+        One for each volume.
     outside
         Whether a block lies outside the mask, by its index: it is as if it did not exist, and counts as finished.
     finished
@@ -72,11 +75,16 @@ def run_blocks(
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    return _BlockRun(connection, recipe, outside, finished, on_finished).run()
+    return _BlockRun(connection, recipes, outside, finished, on_finished).run()
 
 
-def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]:
+def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> list[str]:
     """Make a level that no core determines alone, one write unit per task; return one sentence per unit that failed.
+
+    Parameters
+    ----------
+    recipe
+        Of the volume that is meant.
 
     Raises
     ------
@@ -94,14 +102,14 @@ def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]
     for number, (timepoint, channel, box) in enumerate(_pyramid_units(recipe, level)):
         if window.is_full:
             receive()
-        key = f"downsample-{recipe.token}-{level}-{number}"
-        window.submit(number, tasks.downsample, recipe.token, level, timepoint, channel, box, key=key)
+        key = f"downsample-{recipe.token}-{volume}-{level}-{number}"
+        window.submit(number, tasks.downsample, recipe.token, volume, level, timepoint, channel, box, key=key)
     while window.pending:
         receive()
     return errors
 
 
-def run_probes(connection: Connection, recipe: Recipe, seams: list[SeamProbe]) -> tuple[list[Measured], list[str]]:
+def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tuple[list[Measured], list[str]]:
     """Solve parts of seams again; return what was measured, and one sentence per probe that failed.
 
     Raises
@@ -111,7 +119,7 @@ def run_probes(connection: Connection, recipe: Recipe, seams: list[SeamProbe]) -
     """
     window = _Window(connection.client, len(seams))
     for number, seam in enumerate(seams):
-        window.submit(number, tasks.probe, recipe.token, seam, key=f"probe-{recipe.token}-{number}")
+        window.submit(number, tasks.probe, token, seam, key=f"probe-{token}-{number}")
     measured: dict[int, Measured] = {}
     errors: list[str] = []
     while window.pending:
@@ -182,30 +190,31 @@ class _BlockRun:
     def __init__(
         self,
         connection: Connection,
-        recipe: Recipe,
+        recipes: tuple[Recipe, ...],
         outside: np.ndarray,
         finished: Iterable[dict[str, Any]],
         on_finished: Callable[[dict[str, Any], Progress], None],
     ) -> None:
-        self._recipe, self._plan, self._on_finished = recipe, recipe.plan, on_finished
+        self._series = Series(tuple(recipe.plan for recipe in recipes))
+        self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
         self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
         self._state = bytearray(OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._n_outside = int(outside.sum())
-        self.progress = Progress(self._plan.n_blocks, self._n_outside, self._n_outside)
+        self.progress = Progress(self._series.n_blocks, self._n_outside, self._n_outside)
         for record in finished:
             self._count(record)
 
     def run(self) -> Progress:
-        remaining = (i for i in range(self._plan.n_blocks) if not self._state[i] & (FINISHED | OUTSIDE))
+        remaining = (i for i in range(self._series.n_blocks) if not self._state[i] & (FINISHED | OUTSIDE))
         exhausted = False
         while True:
             while not exhausted and not self._window.is_full and not self._hopeless:
                 index = next(remaining, None)
                 exhausted = index is None
                 if index is not None:
-                    self._submit_solve(self._plan.task(index))
+                    self._submit_solve(self._series.task(index))
             if not self._window.pending:
                 break
             self._receive(*self._window.next())
@@ -234,9 +243,9 @@ class _BlockRun:
             self._merge_if_ready(candidate)
 
     def _submit_solve(self, task: BlockTask) -> None:
-        key = f"solve-{self._recipe.token}-{task.index}"
+        key = f"solve-{self._token}-{task.index}"
         # Earlier blocks first: what waits for rims then waits shortly.
-        future = self._window.submit(task.index, tasks.solve, self._recipe.token, task, key=key, priority=-task.index)
+        future = self._window.submit(task.index, tasks.solve, self._token, task, key=key, priority=-task.index)
         self._solved[task.index] = (task, future)
 
     def _merge_if_ready(self, index: int) -> None:
@@ -251,19 +260,19 @@ class _BlockRun:
             del self._solved[index]
 
     def _submit_merge(self, task: BlockTask, solved: Future[Any], rims: dict[Triple, int]) -> Future[Any]:
-        key = f"merge-{self._recipe.token}-{task.index}"
+        key = f"merge-{self._token}-{task.index}"
         return self._window.submit(
-            task.index, tasks.merge, self._recipe.token, task, solved, rims, key=key, priority=self._plan.n_blocks
+            task.index, tasks.merge, self._token, task, solved, rims, key=key, priority=self._series.n_blocks
         )
 
     def _finish(self, task: BlockTask, record: dict[str, Any]) -> None:
         self._count(record)
         self._on_finished(record, self.progress)
         for direction, index in self._lower(task).items():
-            drop_rim(self._recipe.scratch, index, direction)
+            drop_rim(self._scratch, index, direction)
         for direction, index in self._upper(task).items():
             if self._state[index] & OUTSIDE:  # Nobody waits for it.
-                drop_rim(self._recipe.scratch, task.index, direction)
+                drop_rim(self._scratch, task.index, direction)
 
     def _record(self, future: Future[Any]) -> dict[str, Any]:
         try:
@@ -294,8 +303,9 @@ class _BlockRun:
         return self._neighbours(task, 1)
 
     def _neighbours(self, task: BlockTask, sign: int) -> dict[Triple, int]:
-        if not self._plan.overlaps:
+        plan = self._series.plans[task.volume]
+        if not plan.overlaps:
             return {}
-        blending = (d for d in DIRECTIONS if all(b for b, i in zip(self._plan.blend, d, strict=True) if i))
-        found = {d: self._plan.neighbour(task, triple(sign * i for i in d)) for d in blending}
+        blending = (d for d in DIRECTIONS if all(b for b, i in zip(plan.blend, d, strict=True) if i))
+        found = {d: plan.neighbour(task, triple(sign * i for i in d)) for d in blending}
         return {d: n for d, n in found.items() if n is not None}

@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
     from bigdeconv.pipeline import Events, Summary
 
-Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", metavar="INPUT", show_default=False)]
-Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", metavar="OUTPUT", show_default=False)]
+Input = Annotated[
+    str,
+    typer.Argument(
+        help="OME-Zarr image or plate: a path or a URL; or several images: a quoted glob, or a .txt file with one per line.",
+        metavar="INPUT",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Argument(
+        help="What is made: an OME-Zarr image, a plate, or a folder with an image of each one's name.",
+        metavar="OUTPUT",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 ConfigFile = Annotated[
     str | None,
@@ -194,10 +208,11 @@ def _plan_text(s: dict[str, Any]) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
     skipped = f" ({s['blocks_skipped']} outside the mask)" if s["blocks_skipped"] else ""
+    several = f"{s['volumes']} volumes such as " if s["volumes"] > 1 else ""
     rows = [
         (
             "volume",
-            f"{zyx('volume_shape')}, {s['timepoints']} time points, {s['channels']} channels, {s['views']} views",
+            f"{several}{zyx('volume_shape')}, {s['timepoints']} time points, {s['channels']} channels, {s['views']} views",
         ),
         ("method", f"{s['method']}, {s['iterations']} iterations, PSF box {zyx('psf_shape')}"),
         (

@@ -111,8 +111,8 @@ def compare(folder: Path, kernel: np.ndarray, counts: np.ndarray, **settings) ->
     job = jobs.prepare(outline)
     stored = document.from_job(job)
     ledger = Ledger.create(paths["output"], document.dump(stored), document.arrays_of(job), outline.model)
-    create_output(Path(paths["output"]), document.output_spec(stored))
-    recipe = document.make_recipe(stored, ledger, Path(paths["output"]), threads=1)
+    create_output(Path(paths["output"]), document.output_specs(stored)[0])
+    (recipe,) = document.make_recipes(stored, ledger, Path(paths["output"]), threads=1)
     plan = outline.plan
     solved = [(task, solve_block(recipe, task)) for task in plan.tasks()]
     for task, block in solved:
