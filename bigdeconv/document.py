@@ -114,22 +114,22 @@ def from_job(job: Job) -> Document:
         threads=outline.threads,
         cuda=outline.cuda,
         warnings=job.warnings,
-        blocks_outside=int(outline.outside.sum()),
+        blocks_outside=outline.blocks_outside,
     )
 
 
 def arrays_of(job: Job) -> dict[str, np.ndarray]:
     """Return the PSFs and the blocks outside the mask, under the names that are looked for later."""
-    kernels = {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
-    return kernels | {"outside": np.packbits(job.outline.outside)}
+    arrays = {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+    if job.outline.outside is not None:
+        arrays["outside"] = np.packbits(job.outline.outside)
+    return arrays
 
 
-def outside_of(document: Document, ledger: Ledger) -> np.ndarray:
-    """Return whether a block lies outside the mask, by its index."""
-    if not document.blocks_outside:
-        return np.zeros(document.n_blocks, bool)
-    bits = ledger.arrays()["outside"]
-    return np.unpackbits(bits, count=document.n_blocks).astype(bool)
+def outside_of(document: Document, ledger: Ledger) -> np.ndarray | None:
+    """Return whether a block lies outside the mask, by its index; None without a mask."""
+    bits = ledger.arrays().get("outside")
+    return None if bits is None else np.unpackbits(bits, count=document.n_blocks).astype(bool)
 
 
 def dump(document: Document) -> dict[str, Any]:
@@ -213,15 +213,15 @@ def _identity(job: Job) -> dict[str, Any]:
     ]
     kernels = b"".join(kernel.tobytes() for _, kernel in sorted(outline.kernels.items()))
     parameters = {k: v for k, v in outline.config.model_dump(mode="json").items() if k not in _NOT_NUMBERS}
-    has_mask = outline.config.mask not in {"auto", "none"}
+    outside = None if outline.outside is None else np.packbits(outline.outside).tobytes()
     return {
         "input": _digest([volumes, outline.images.names, [c.digest for c in job.calibrations.values()]]),
         "psf": hashlib.sha256(kernels).hexdigest()[:16],
         "model": models.digest(outline.model) if outline.model else None,
         # What a mask decides is which blocks it leaves out: wherever it lies, and whatever it says about other voxels.
-        "mask": hashlib.sha256(np.packbits(outline.outside).tobytes()).hexdigest()[:16] if has_mask else None,
+        "mask": None if outside is None else hashlib.sha256(outside).hexdigest()[:16],
         "numerics": NUMERICS_VERSION,
-        "parameters": parameters | ({"mask": "auto"} if has_mask else {}),
+        "parameters": parameters | ({} if outside is None else {"mask": "auto"}),
     }
 
 

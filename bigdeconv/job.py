@@ -63,8 +63,8 @@ class Outline:
     kernels: dict[int, np.ndarray]
     """PSFs ``v z y x`` by channel."""
     model: WcrrWeights | None
-    outside: np.ndarray
-    """Whether a block lies outside the mask, by its index through all volumes."""
+    outside: np.ndarray | None
+    """Whether a block lies outside the mask, by its index through all volumes; None without a mask."""
     workers: int
     threads: int
     cuda: bool
@@ -79,6 +79,16 @@ class Outline:
     def plan(self) -> Plan:
         """The plan that needs the most memory."""
         return max(self.plans, key=lambda plan: plan.peak_bytes_per_worker)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all volumes."""
+        return sum(plan.n_blocks for plan in self.plans)
+
+    @property
+    def blocks_outside(self) -> int:
+        """Blocks outside the mask."""
+        return 0 if self.outside is None else int(self.outside.sum())
 
     @property
     def iterations(self) -> int:
@@ -278,8 +288,8 @@ def plan_summary(outline: Outline) -> dict[str, Any]:
     plan = outline.plan
     return {
         "volumes": len(outline.volumes),
-        "n_blocks": outline.outside.size,
-        "blocks_skipped": int(outline.outside.sum()),
+        "n_blocks": outline.n_blocks,
+        "blocks_skipped": outline.blocks_outside,
         "block_shape": plan.core_shape,
         "halo": plan.halo,
         "blend": plan.blend,
@@ -377,10 +387,10 @@ def _roi(config: JobConfig, volume: VolumeInfo) -> Box | None:
 
 def _outside_mask(
     config: JobConfig, volumes: tuple[VolumeInfo, ...], plans: tuple[Plan, ...]
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray | None, list[str]]:
     """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
     if config.mask in {"auto", "none"}:
-        return np.zeros(sum(plan.n_blocks for plan in plans), bool), []
+        return None, []
     found, notes = [], list[str]()
     for volume, plan in zip(volumes, plans, strict=True):
         mask = open_mask(config.mask, volume, config.views_axis)
@@ -564,7 +574,7 @@ def _estimated_seconds(outline: Outline) -> float:
     if outline.model is not None:
         prior_ns = 0.07 * sum(int(layer.size) for layer in outline.model.layers) + 50.0
     fft_ns = 60.0 * (1 + views)
-    computed = 1.0 - float(outline.outside.mean())
+    computed = 1.0 - outline.blocks_outside / outline.n_blocks
     voxels = computed * sum(p.roi.size * len(p.timepoints) * len(p.channels) for p in outline.plans)
     work = (
         voxels * (plan.compute_amplification * fft_ns + plan.read_amplification * prior_ns) * 1e-9 * outline.iterations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from tests import make
 KERNEL = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)[None]
 
 
-def calibrated(path, *, camera=None, **given):
-    info = describe(path)
-    sampling = Sampling(((info, tuple(range(info.n_timepoints))),), 0, None, camera or Camera(), KERNEL)
+def calibrated(*paths, camera=None, **given):
+    infos = [describe(path) for path in paths]
+    info = infos[0]
+    volumes = tuple((info, tuple(range(info.n_timepoints))) for info in infos)
+    sampling = Sampling(volumes, 0, None, camera or Camera(), KERNEL)
     draft = Settings("rl", 3, 0.0, 0.0, 0.0, 1.0, info.voxel_zyx_um)
     numbers = {"background": None, "intensity_scale": None, "output_scale": 1.0, "masked": True} | given
     return calibrate(sampling, draft, None, **numbers, halo=(3, 6, 6), auto_tau=True, integer_output=True)
@@ -74,3 +77,27 @@ class TestTime:
         path = make.volume(tmp_path / "in.zarr", data, axes="tzyx", chunk=(1, 8, 32, 64))
         (path / "0" / "c" / "1" / "0" / "0" / "0").write_bytes(b"torn")
         assert calibrated(path, background=20.0)[0].warnings == ()
+
+    def test_of_several_volumes_the_one_that_varies_most_is_named(self, tmp_path):
+        """Brightness that differs between volumes is no change over time."""
+        signals = {"steady.zarr": (9, 9), "some.zarr": (1, 3), "most.zarr": (1, 5)}
+        paths = [
+            make.volume(tmp_path / name, movie(*s), axes="tzyx", chunk=(1, 8, 32, 32)) for name, s in signals.items()
+        ]
+        (warning,) = calibrated(*paths, background=20.0)[0].warnings
+        assert re.search(r"varies 5\.\d-fold over time in \S*most\.zarr ", warning)
+        assert calibrated(paths[0], background=20.0)[0].warnings == ()
+
+
+class TestSampling:
+    @pytest.mark.parametrize("n", [1, 2, 8, 9, 50])
+    def test_volumes_and_time_points_are_spread_and_few(self, tmp_path, n):
+        info = describe(make.volume(tmp_path / "in.zarr", np.zeros((1, 4, 8, 8), "uint8"), axes="tzyx"))
+        volumes = tuple((replace(info, location=str(i)), tuple(range(10))) for i in range(n))
+        regions = list(Sampling(volumes, 0, None, Camera(), KERNEL).regions())
+        sampled = sorted({int(r.info.location) for r in regions})
+        assert len(sampled) == min(n, 8)
+        assert (sampled[0], sampled[-1]) == (0, n - 1)
+        assert max(np.diff(sampled), default=0) <= -(-n // 7)
+        assert {r.timepoint for r in regions} == {0, 4, 9}
+        assert {r.box.shape for r in regions} == {(4, 8, 8)}

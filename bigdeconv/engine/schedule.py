@@ -53,7 +53,7 @@ class Progress:
 def run_blocks(
     connection: Connection,
     recipes: tuple[Recipe, ...],
-    outside: np.ndarray,
+    outside: np.ndarray | None,
     finished: Iterable[dict[str, Any]],
     on_finished: Callable[[dict[str, Any], Progress], None],
 ) -> Progress:
@@ -64,7 +64,8 @@ def run_blocks(
     recipes
         One for each volume.
     outside
-        Whether a block lies outside the mask, by its index: it is as if it did not exist, and counts as finished.
+        Whether a block lies outside the mask, by its index: it is as if it did not exist, and counts as finished.  None
+        where there is no mask.
     finished
         Journal records of blocks that an earlier run finished.
     on_finished
@@ -191,17 +192,17 @@ class _BlockRun:
         self,
         connection: Connection,
         recipes: tuple[Recipe, ...],
-        outside: np.ndarray,
+        outside: np.ndarray | None,
         finished: Iterable[dict[str, Any]],
         on_finished: Callable[[dict[str, Any], Progress], None],
     ) -> None:
         self._series = Series(tuple(recipe.plan for recipe in recipes))
         self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
         self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
-        self._state = bytearray(OUTSIDE * outside.astype("uint8"))
+        self._state = bytearray(self._series.n_blocks if outside is None else OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
-        self._n_outside = int(outside.sum())
+        self._n_outside = 0 if outside is None else int(outside.sum())
         self.progress = Progress(self._series.n_blocks, self._n_outside, self._n_outside)
         for record in finished:
             self._count(record)

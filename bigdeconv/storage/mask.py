@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigdeconv.errors import BigdeconvError, InvalidInputError
-from bigdeconv.geometry import Box, round_up, triple
+from bigdeconv.geometry import Box, ceil_div, round_up, triple
 from bigdeconv.storage.arrays import read_box, resolve_location
 from bigdeconv.storage.omezarr import VolumeInfo, describe, open_group, parse_image
 
@@ -148,20 +148,21 @@ def _by_metadata(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, flo
 def _by_extent(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float], ...]:
     """Lay the mask over the whole volume; it must be coarser by whole factors."""
     placement = []
-    for i, axis in enumerate("zyx"):
-        n, m = volume.zyx_shape[i], info.zyx_shape[i]
-        factors = (
-            [n]
-            if info.axis_index(axis) is None
-            else [f for f in (n // m, n // m + 1) if f and m in (n // f, -(-n // f))]
-        )
-        if not factors:
+    for axis, n, m in zip("zyx", volume.zyx_shape, info.zyx_shape, strict=True):
+        factor = _whole_factor(n, m) if axis in info.axes else n
+        if factor is None:
             raise InvalidInputError(
                 f"mask: {info.location} has shape {info.zyx_shape} (z,y,x) and no voxel size, the volume has {volume.zyx_shape}; "
                 "give it a scale in its metadata, or the volume's shape divided by whole numbers."
             )
-        placement.append((1 / factors[0], 0.0))
+        placement.append((1 / factor, 0.0))
     return tuple(placement)
+
+
+def _whole_factor(fine: int, coarse: int) -> int | None:
+    """Return by what an axis was divided, the rest rounded either way."""
+    likely = (fine // coarse, fine // coarse + 1)
+    return next((f for f in likely if f and coarse in (fine // f, ceil_div(fine, f))), None)
 
 
 def _um(info: VolumeInfo) -> str:

@@ -36,7 +36,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         z, y, x = plan.core_shape
         volumes = f" in {len(outline.volumes)} volumes" if len(outline.volumes) > 1 else ""
         method = f"{outline.config.method}, {outline.iterations} iterations"
-        self._say(f"{outline.outside.size} blocks of {z},{y},{x} voxels{volumes}, {method}")
+        self._say(f"{outline.n_blocks} blocks of {z},{y},{x} voxels{volumes}, {method}")
 
     def warned(self, sentence: str) -> None:
         """Say what the user should know, once."""
