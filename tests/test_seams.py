@@ -229,6 +229,36 @@ class TestProbes:
                 assert window.contains(patch.grow((0, *plan.halo[1:])).intersect(Box.of_shape(plan.zyx_shape)))
                 assert all(n <= most for n, most in zip(window.shape, plan.read_shape, strict=True))
 
+    @given(count=st.integers(1, 9), seed=st.text(max_size=5), outside=st.lists(st.booleans(), min_size=12, max_size=12))
+    @settings(max_examples=60, deadline=None)
+    def test_nothing_is_probed_where_the_mask_leaves_out_a_block(self, count, seed, outside):
+        """A strip is probed if every block that reaches into the cores beside it is computed; all such are found."""
+        plan = plan_of(timepoints=(0, 3))
+        chosen = probes.choose((plan,), count, seed, bytes(outside))
+        tasks = list(plan.tasks())
+
+        def good(probe):
+            beside = [t.core for t in tasks if t.core.intersect(probe.strip).size]
+            near = [
+                t for t in tasks if t.timepoint == probe.timepoint and any(t.keep.intersect(c).size for c in beside)
+            ]
+            return not any(outside[t.index] for t in near)
+
+        assert all(good(probe) for probe in chosen)
+        assert len(chosen) == min(count, sum(good(probe) for probe in probes.choose((plan,), 100, "all")))
+
+    @pytest.mark.parametrize(("n_volumes", "count"), [(2, 5), (3, 3), (40, 8)])
+    def test_several_volumes_take_turns(self, n_volumes, count):
+        plans = tuple(plan_of(zyx_shape=(64, 96, 64 + 32 * (v % 2))) for v in range(n_volumes))
+        chosen = probes.choose(plans, count, "a")
+        assert len(chosen) == count
+        assert len({(p.volume, p.axis, p.face, p.strip) for p in chosen}) == count
+        assert len({p.volume for p in chosen}) == min(n_volumes, count)
+        for probe in chosen:
+            assert Box.of_shape(plans[probe.volume].zyx_shape).contains(probe.strip)
+        with_mask = probes.choose(plans, count, "a", bytes(sum(plan.n_blocks for plan in plans)))
+        assert len(with_mask) == count
+
     def test_a_plan_without_seams_has_none(self):
         assert probes.choose((plan_of(block_shape=(64, 96, 64)),), 8, "a") == []
 
