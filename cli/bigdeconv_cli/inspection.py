@@ -63,11 +63,13 @@ def report(
 
 
 def validate(
-    output: Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", show_default=False)],
+    output: Annotated[
+        str, typer.Argument(help="OME-Zarr image or plate: a path or a URL; or a folder of images.", show_default=False)
+    ],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that an image is valid OME-Zarr."""
+    """Check that an image, a plate or every image in a folder is valid OME-Zarr."""
     from bigdeconv import pipeline
 
     with reported(as_json=as_json):
