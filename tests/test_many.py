@@ -307,6 +307,17 @@ class TestLedger:
             assert "input" in refused.stderr
         assert (source / "data" / "a.zarr").exists()
 
+    def test_the_report_is_of_all_volumes(self, finished, tmp_path, monkeypatch):
+        """What the run has found at its seams is taken as it is; the pictures are of the first volume."""
+        output = copied(finished, tmp_path)
+        monkeypatch.setattr("bigdeconv.pipeline.connect", None)
+        result = bigdeconv("report", output, "--json")
+        assert result.exit_code == 0, result.stderr
+        printed = json.loads(result.stdout)
+        assert (printed["blocks_done"], printed["plan"]["blocks"], printed["plan"]["volumes"]) == (22, 22, 3)
+        assert {p["volume"] for p in printed["seams"]["probes"]} == {0, 1, 2}
+        assert "<img" in (ledger_path(output) / "report.html").read_text()
+
     def test_plan_counts_all_blocks(self, source, options):
         command = ("plan", source / "data" / "*.zarr", *options)
         plan = json.loads(bigdeconv(*command, "--json").stdout)
