@@ -9,7 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
 
+T = TypeVar("T")
+
 REGION = 64
 """Edge of a sample region in voxels."""
 SAMPLED_VOXELS = 1e8
 """Most voxels that are sampled of a channel, all views and regions together."""
+SAMPLED_VOLUMES = 8
+"""Most volumes of a job that are sampled."""
 HEADROOM = 4.0
 """How much brighter than the brightest calibrated voxel the stored integers can become."""
 UINT16_MAX = 65535
+MOST_VARIATION = 2.0
+"""How much brighter the brightest sampled time point may be than the dimmest without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +54,45 @@ class ChannelCalibration:
     warnings: tuple[str, ...]
 
 
+class Region(NamedTuple):
+    """A box of one volume at one time point."""
+
+    info: VolumeInfo
+    timepoint: int
+    box: Box
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Where and how a channel is sampled."""
 
-    info: VolumeInfo
+    volumes: tuple[tuple[VolumeInfo, tuple[int, ...]], ...]
+    """Each with the time points that are deconvolved; all of one dtype."""
     channel: int
-    timepoints: tuple[int, ...]
     view_axis: str | None
     camera: Camera
     kernels: np.ndarray
     """``v z y x``"""
 
-    def regions(self) -> Iterator[tuple[int, Box]]:
-        """Yield up to 27 regions spread over the volume, and over up to three time points."""
-        shape = self.info.zyx_shape
-        n_regions = 27 * min(len(self.timepoints), 3) * len(self.kernels)
-        widest = min(REGION, int((SAMPLED_VOXELS / n_regions) ** (1 / 3)))
-        edge = triple(min(widest, n) for n in shape)
-        starts = [sorted({round((n - e) * f) for f in (0.0, 0.5, 1.0)}) for n, e in zip(shape, edge, strict=True)]
-        times = sorted({self.timepoints[round((len(self.timepoints) - 1) * f)] for f in (0.0, 0.5, 1.0)})
-        for timepoint, *start in product(times, *starts):
-            yield timepoint, Box(triple(start), triple(a + e for a, e in zip(start, edge, strict=True)))
+    @property
+    def info(self) -> VolumeInfo:
+        """The first volume."""
+        return self.volumes[0][0]
 
-    def readable(self) -> Iterator[tuple[int, Box, np.ndarray]]:
+    def regions(self) -> Iterator[Region]:
+        """Yield up to 27 regions spread over each of up to eight volumes, and over up to three time points of each."""
+        sampled = _spread(self.volumes, SAMPLED_VOLUMES)
+        n_regions = 27 * sum(min(len(timepoints), 3) for _, timepoints in sampled) * len(self.kernels)
+        widest = max(min(REGION, int((SAMPLED_VOXELS / n_regions) ** (1 / 3))), 1)
+        for info, timepoints in sampled:
+            shape = info.zyx_shape
+            edge = triple(min(widest, n) for n in shape)
+            starts = [sorted({round((n - e) * f) for f in (0.0, 0.5, 1.0)}) for n, e in zip(shape, edge, strict=True)]
+            for timepoint, *start in product(_spread(timepoints, 3), *starts):
+                box = Box(triple(start), triple(a + e for a, e in zip(start, edge, strict=True)))
+                yield Region(info, timepoint, box)
+
+    def readable(self) -> Iterator[tuple[Region, np.ndarray]]:
         """Yield the regions with their counts, less those that cannot be read: their blocks will say so.
 
         Raises
@@ -81,20 +102,21 @@ class Sampling:
         """
         failure: StoreError | None = None
         found = False
-        for timepoint, box in self.regions():
+        for region in self.regions():
             try:
-                counts = self.read(timepoint, box)
+                counts = self.read(region)
             except StoreError as error:
                 failure = error
                 continue
             found = True
-            yield timepoint, box, counts
+            yield region, counts
         if failure is not None and not found:
             raise failure
 
-    def read(self, timepoint: int, box: Box) -> np.ndarray:
-        """Return the counts of a box, ``v z y x``."""
-        counts = read_box(self.info, box, timepoint=timepoint, channel=self.channel, view_axis=self.view_axis)
+    def read(self, region: Region) -> np.ndarray:
+        """Return the counts of a region, ``v z y x``."""
+        info, timepoint, box = region
+        counts = read_box(info, box, timepoint=timepoint, channel=self.channel, view_axis=self.view_axis)
         return counts if self.view_axis else counts[None]
 
 
@@ -128,7 +150,8 @@ def calibrate(
         The calibration, and ``settings`` with background, scale, saturation and ``tau`` filled in, in photons.
     """
     camera, warnings = sampling.camera, list[str]()
-    counts = [counts for _, _, counts in sampling.readable()]
+    regions = list(sampling.readable())
+    counts = [counts for _, counts in regions]
     flat = [view for region in counts for view in region]
     fill = intensity.detect_fill(flat, sampling.info.fill_value) if masked else None
     validity = Validity(fill=fill)
@@ -141,6 +164,8 @@ def calibrate(
         scale = 1.0
         warnings.append("The volume looks constant or empty: nothing rises above the background.")
     warnings += _negative_warning(flat, masks, camera)
+    places = [region for region, views in regions for _ in views]
+    warnings += _variation_warning(places, photons, masks, b, camera)
     validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
     if auto_tau:
@@ -183,6 +208,55 @@ def _negative_warning(counts: list[np.ndarray], masks: list[np.ndarray], camera:
     return [f"{100 * below / total:.1f} % of the sampled voxels lie below the camera offset; check --camera-offset."]
 
 
+def _variation_warning(
+    places: list[Region], photons: list[np.ndarray], masks: list[np.ndarray], background: float, camera: Camera
+) -> list[str]:
+    """Compare a volume's sampled time points by what `estimate_scale` says of each; report the volume that varies most."""
+    found: list[tuple[float, str]] = []
+    locations = list(dict.fromkeys(region.info.location for region in places))
+    for location in locations:
+        mine = [i for i, region in enumerate(places) if region.info.location == location]
+        levels = _levels_over_time(
+            [places[i] for i in mine], [photons[i] for i in mine], [masks[i] for i in mine], background
+        )
+        (dimmest, low), (brightest, high) = (pick(levels.items(), key=lambda item: item[1]) for pick in (min, max))
+        if high <= MOST_VARIATION * low:
+            continue
+        factor, where = (
+            (f"{high / low:.1f}-fold" if low else "from nothing"),
+            f" in {location}" if len(locations) > 1 else "",
+        )
+        found.append(
+            (
+                high / low if low else math.inf,
+                f"The foreground varies {factor} over time{where} (99.9th percentile above background: "
+                f"{low / camera.gain:.4g} counts at time point {dimmest}, {high / camera.gain:.4g} at {brightest}), and one "
+                "intensity scale serves all; with a prior, dim time points come out smoother: run them apart with --timepoints "
+                "if that matters.",
+            )
+        )
+    return [max(found)[1]] if found else []
+
+
+def _levels_over_time(
+    places: list[Region], photons: list[np.ndarray], masks: list[np.ndarray], background: float
+) -> dict[int, float]:
+    """Return the foreground of each sampled time point, over the regions that all of them have."""
+    times = sorted({region.timepoint for region in places})
+    everywhere = set.intersection(*({r.box for r in places if r.timepoint == time} for time in times))
+    levels: dict[int, float] = {}
+    for time in times:
+        mine = [i for i, region in enumerate(places) if region.timepoint == time and region.box in everywhere]
+        levels[time] = intensity.estimate_scale([photons[i] for i in mine], [masks[i] for i in mine], background)
+    return levels
+
+
+def _spread(items: tuple[T, ...], most: int) -> list[T]:
+    """Return up to so many items, first and last among them, spread evenly."""
+    last = len(items) - 1
+    return [items[i] for i in sorted({round(last * n / (most - 1)) for n in range(most)})]
+
+
 def _saturation(info: VolumeInfo, camera: Camera) -> float:
     dtype = np.dtype(info.dtype)
     if dtype.kind not in "iu" or dtype.itemsize > 2:
@@ -212,13 +286,12 @@ def _choose_output_scale(
     halo: Triple,
 ) -> float:
     """Restore the two brightest regions and leave headroom: the largest power of two at which they fit four times over."""
-    whole = Box.of_shape(sampling.info.zyx_shape)
     prior = deconvolution.make_prior(settings, model)
-    ranked = sorted(sampling.readable(), key=lambda r: -_brightness(r[2], sampling.camera, validity))
+    ranked = sorted(sampling.readable(), key=lambda r: -_brightness(r[1], sampling.camera, validity))
     brightest = 0.0
-    for timepoint, box, _ in ranked[:2]:
-        window = box.grow(halo).intersect(whole)
-        photons, weights, _ = prepare_views(sampling.read(timepoint, window), sampling.camera, validity)
+    for (info, timepoint, box), _ in ranked[:2]:
+        window = box.grow(halo).intersect(Box.of_shape(info.zyx_shape))
+        photons, weights, _ = prepare_views(sampling.read(Region(info, timepoint, window)), sampling.camera, validity)
         blur = deconvolution.make_blur(sampling.kernels, window.shape, settings)
         estimate = deconvolution.restore(photons, weights, blur, prior, settings)
         brightest = max(brightest, float(estimate[box.relative_to(window.start).slices].max()))

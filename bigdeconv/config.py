@@ -102,8 +102,12 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     schema_version: Literal[1] = 1
-    input: str = Field(description="OME-Zarr image: a path or a URL (https, s3, gs, az).")
-    output: str = Field(description="Where the result goes: a path that does not exist yet.")
+    input: str = Field(
+        description="OME-Zarr image or plate: a path or a URL (https, s3, gs, az); or a glob or a .txt list of images."
+    )
+    output: str = Field(
+        description="Where the result goes, a folder for several images: a path that does not exist yet."
+    )
     psf: Files = _option((), "Input", "PSF file: TIFF or npy, z y x, or v z y x for views. FILE for all channels, C1=FILE per "
                          "channel, V3=FILE per view, C1.V3=FILE for both; give it several times.", "FILE")  # fmt: skip
     psf_voxel_um: Lengths | None = _option(
@@ -152,13 +156,18 @@ class JobConfig(BaseModel):
     camera_offset: Real = _option(0.0, "Intensity", "Counts that the camera gives without light.", "F")
     gain: Positive = _option(1.0, "Intensity", "Photons per count.", "F")
     read_noise: NonNegative = _option(0.0, "Intensity", "Standard deviation of the read noise, in photons.", "F")
-    mask: Literal["auto", "none"] = _option(
-        "auto", "Intensity", "Leave out fill and hot pixels (values that are not finite are always left out)."
-    )
+    mask: Annotated[str, Field(min_length=1)] = _option(
+        "auto", "Intensity", "Leave out fill and hot pixels, or nothing but values that are not finite. LABELS, an OME-Zarr "
+        "image or label image in the same space, does as auto and computes only the blocks within a halo of where it is not 0.",
+        "auto|none|LABELS",
+    )  # fmt: skip
 
     block_shape: Shape | Auto = _option("auto", "Blocks", "Core of a block in voxels.", "Z,Y,X|auto")
     halo: Width | Auto = _option(
-        "auto", "Blocks", "Least halo in voxels. Default: twice the PSF's radius.", "Z,Y,X|auto"
+        "auto", "Blocks", "Least halo in voxels. Default: what the seam tolerance takes.", "Z,Y,X|auto"
+    )
+    seam_tolerance: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = _option(
+        1e-3, "Blocks", "Largest relative error next to a seam, against the volume solved in one piece.", "F"
     )
     blend: Width | Auto = _option(
         "auto", "Blocks", "Half-width of the ramps at seams in voxels; 0 crops.", "Z,Y,X|auto"
@@ -181,6 +190,13 @@ class JobConfig(BaseModel):
     )
     ome_version: Annotated[Literal["0.5", "0.4"], BeforeValidator(_version)] = _option(
         "0.5", "Output", "OME-Zarr version of the output.", "0.5|0.4"
+    )
+
+    seam_probes: Annotated[int, Field(ge=0)] = _option(
+        8,
+        "Blocks",
+        "Seams that are solved again without a seam after the run, to measure their error; 0 for none.",
+        "N",
     )
 
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Workers", "Where blocks are computed.")

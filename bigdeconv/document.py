@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from bigdeconv import models
@@ -26,17 +27,16 @@ from bigdeconv.intensity import Camera, Validity
 from bigdeconv.job import Job, camera
 from bigdeconv.planner import Plan
 from bigdeconv.storage import weights
+from bigdeconv.storage.collection import Collection
 from bigdeconv.storage.omezarr import Channel, VolumeInfo
 from bigdeconv.storage.output import LevelSpec, OutputSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bigdeconv.storage.ledger import Ledger
 
 NUMERICS_VERSION = 3
 """Raised whenever the same input and settings give other numbers than before."""
-_NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version"}
+_NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version", "seam_probes"}
 """Settings that do not decide the numbers, or that do so by what they name."""
 
 
@@ -58,8 +58,10 @@ class Document:
     identity: dict[str, Any]
     """What decides the numbers, as named digests and parameters."""
     config: JobConfig
-    volume: VolumeInfo
-    plan: Plan
+    images: Collection
+    volumes: tuple[VolumeInfo, ...]
+    plans: tuple[Plan, ...]
+    """One for each volume."""
     camera: Camera
     channels: dict[int, StoredChannel]
     output_axes: tuple[str, ...]
@@ -68,6 +70,28 @@ class Document:
     threads: int
     cuda: bool
     warnings: tuple[str, ...]
+    blocks_outside: int = 0
+    """Blocks outside the mask; which ones, see `outside_of`."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all volumes."""
+        return sum(plan.n_blocks for plan in self.plans)
+
+    @property
+    def volume(self) -> VolumeInfo:
+        """The first volume."""
+        return self.volumes[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first volume."""
+        return self.plans[0]
+
+    @property
+    def peak_bytes_per_worker(self) -> int:
+        """What a worker needs for the largest block of any volume."""
+        return max(plan.peak_bytes_per_worker for plan in self.plans)
 
 
 def from_job(job: Job) -> Document:
@@ -81,11 +105,12 @@ def from_job(job: Job) -> Document:
     decided = {c: asdict(channel) for c, channel in channels.items()}
     return Document(
         schema_version=1,
-        digest=_digest([identity, asdict(outline.plan), decided]),
+        digest=_digest([identity, [asdict(plan) for plan in outline.plans], decided]),
         identity=identity,
         config=outline.config,
-        volume=outline.volume,
-        plan=outline.plan,
+        images=outline.images,
+        volumes=outline.volumes,
+        plans=outline.plans,
         camera=camera(outline.config),
         channels=channels,
         output_axes=tuple(a for a in "tczyx" if a in outline.volume.axes and a != outline.config.views_axis),
@@ -94,12 +119,22 @@ def from_job(job: Job) -> Document:
         threads=outline.threads,
         cuda=outline.cuda,
         warnings=job.warnings,
+        blocks_outside=outline.blocks_outside,
     )
 
 
 def arrays_of(job: Job) -> dict[str, np.ndarray]:
-    """Return the PSFs under the names that `make_recipe` expects."""
-    return {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+    """Return the PSFs and the blocks outside the mask, under the names that are looked for later."""
+    arrays = {f"psf{channel}": kernels for channel, kernels in job.outline.kernels.items()}
+    if job.outline.outside is not None:
+        arrays["outside"] = np.packbits(job.outline.outside)
+    return arrays
+
+
+def outside_of(document: Document, ledger: Ledger) -> np.ndarray | None:
+    """Return whether a block lies outside the mask, by its index; None without a mask."""
+    bits = ledger.arrays().get("outside")
+    return None if bits is None else np.unpackbits(bits, count=document.n_blocks).astype(bool)
 
 
 def dump(document: Document) -> dict[str, Any]:
@@ -127,19 +162,20 @@ def load(ledger: Ledger) -> Document:
         ) from error
 
 
-def make_recipe(document: Document, ledger: Ledger, output: Path, *, threads: int | None) -> Recipe:
-    """Make what the workers need from a ledger alone; ``output`` is where it lies now."""
+def make_recipes(document: Document, ledger: Ledger, output: Path, *, threads: int | None) -> tuple[Recipe, ...]:
+    """Make what the workers need for each volume from a ledger alone; ``output`` is where it lies now."""
     arrays = ledger.arrays()
-    return Recipe(
+    channels = {
+        c: ChannelRecipe(stored.settings, stored.validity, arrays[f"psf{c}"], stored.output_scale)
+        for c, stored in document.channels.items()
+    }
+    first = Recipe(
         token=uuid4().hex[:12],
         volume=document.volume,
         view_axis=document.config.views_axis,
         camera=document.camera,
         plan=document.plan,
-        channels={
-            c: ChannelRecipe(stored.settings, stored.validity, arrays[f"psf{c}"], stored.output_scale)
-            for c, stored in document.channels.items()
-        },
+        channels=channels,
         model=weights.load(ledger.model_path) if ledger.model_path.exists() else None,
         output=str(output),
         output_axes=document.output_axes,
@@ -149,42 +185,56 @@ def make_recipe(document: Document, ledger: Ledger, output: Path, *, threads: in
         scratch=str(ledger.path / "scratch" / document.digest),
         threads=threads,
     )
+    members = zip(document.volumes, document.plans, document.images.outputs(output), strict=True)
+    return tuple(replace(first, volume=volume, plan=plan, output=str(path)) for volume, plan, path in members)
 
 
-def output_spec(document: Document) -> OutputSpec:
-    """Return the arrays and metadata of the output."""
+def output_specs(document: Document) -> tuple[OutputSpec, ...]:
+    """Return the arrays and metadata of each volume's output."""
+    return tuple(
+        _output_spec(document, volume, plan) for volume, plan in zip(document.volumes, document.plans, strict=True)
+    )
+
+
+def _output_spec(document: Document, volume: VolumeInfo, plan: Plan) -> OutputSpec:
     config = document.config
     return OutputSpec(
         axes=document.output_axes,
-        units=tuple(_transform(document, axis)[2] for axis in document.output_axes),
+        units=tuple(_transform(document, volume, plan, axis)[2] for axis in document.output_axes),
         dtype=document.output_dtype,
-        levels=tuple(_level_spec(document, n) for n in range(len(document.plan.levels))),
+        levels=tuple(_level_spec(document, volume, plan, n) for n in range(len(plan.levels))),
         ome_version=config.ome_version,
-        name=document.volume.name or Path(config.output).stem,
-        channels=_channels(document),
-        attributes=_attributes(document),
+        name=volume.name or Path(config.output).stem,
+        channels=_channels(document, volume),
+        attributes=description(document),
     )
 
 
 def _identity(job: Job) -> dict[str, Any]:
     outline = job.outline
-    volume = {k: v for k, v in asdict(outline.volume).items() if k not in {"location", "name", "channels"}}
+    volumes = [
+        {k: v for k, v in asdict(volume).items() if k not in {"location", "name", "channels"}}
+        for volume in outline.volumes
+    ]
     kernels = b"".join(kernel.tobytes() for _, kernel in sorted(outline.kernels.items()))
     parameters = {k: v for k, v in outline.config.model_dump(mode="json").items() if k not in _NOT_NUMBERS}
+    outside = None if outline.outside is None else np.packbits(outline.outside).tobytes()
     return {
-        "input": _digest([volume, [c.digest for c in job.calibrations.values()]]),
+        "input": _digest([volumes, outline.images.names, [c.digest for c in job.calibrations.values()]]),
         "psf": hashlib.sha256(kernels).hexdigest()[:16],
         "model": models.digest(outline.model) if outline.model else None,
+        # What a mask decides is which blocks it leaves out: wherever it lies, and whatever it says about other voxels.
+        "mask": None if outside is None else hashlib.sha256(outside).hexdigest()[:16],
         "numerics": NUMERICS_VERSION,
-        "parameters": parameters,
+        "parameters": parameters | ({} if outside is None else {"mask": "auto"}),
     }
 
 
-def _level_spec(document: Document, n: int) -> LevelSpec:
-    plan, level = document.plan, document.plan.levels[n]
+def _level_spec(document: Document, volume: VolumeInfo, plan: Plan, n: int) -> LevelSpec:
+    level = plan.levels[n]
     rows = []
     for axis in document.output_axes:
-        scale, origin, _ = _transform(document, axis)
+        scale, origin, _ = _transform(document, volume, plan, axis)
         if axis in "zyx":
             i = "zyx".index(axis)
             factor = level.factors[i]
@@ -197,9 +247,8 @@ def _level_spec(document: Document, n: int) -> LevelSpec:
     return LevelSpec(shape, chunk, shard if level.shard_shape else None, scales, translations)
 
 
-def _transform(document: Document, axis: str) -> tuple[float, float, str | None]:
+def _transform(document: Document, volume: VolumeInfo, plan: Plan, axis: str) -> tuple[float, float, str | None]:
     """Return scale, translation and unit of an axis at level 0: as stored, or in µm where the user gave the voxel size."""
-    volume, plan = document.volume, document.plan
     stored = volume.axes.index(axis)
     scale, origin, unit = volume.scales[stored], volume.translations[stored], volume.units[stored]
     if axis == "c":
@@ -212,13 +261,11 @@ def _transform(document: Document, axis: str) -> tuple[float, float, str | None]
     return scale, origin + plan.roi.start[i] * scale, unit
 
 
-def _channels(document: Document) -> tuple[Channel, ...]:
+def _channels(document: Document, volume: VolumeInfo) -> tuple[Channel, ...]:
     """Carry names and colours over; the window goes from dark to twice the intensity scale, in stored values."""
     found = []
     for c in document.plan.channels:
-        known = (
-            document.volume.channels[c] if c < len(document.volume.channels) else Channel(f"channel {c}", None, None)
-        )
+        known = volume.channels[c] if c < len(volume.channels) else Channel(f"channel {c}", None, None)
         stored = document.channels[c]
         end = 2 * stored.settings.intensity_scale * stored.output_scale
         limit = 65535.0 if document.output_dtype == "uint16" else end
@@ -226,9 +273,10 @@ def _channels(document: Document) -> tuple[Channel, ...]:
     return tuple(found)
 
 
-def _attributes(document: Document) -> dict[str, Any]:
+def description(document: Document) -> dict[str, Any]:
     """Return what the output says about its making; nothing in it depends on when or where it was made."""
-    hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory"}
+    hidden = {"input", "output", "psf", "model", "workers", "scheduler", "memory", "seam_probes"}
+    hidden |= {"mask"} if document.identity["mask"] else set()
     channels = {
         str(c): {
             # JSON has no infinity: what has no saturation says nothing of it.

@@ -15,11 +15,13 @@ from uuid import uuid4
 
 from bigdeconv import document as documents
 from bigdeconv import job as jobs
+from bigdeconv import probes
+from bigdeconv import report as reports
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, require_memory, uninstall
-from bigdeconv.engine.schedule import Progress, run_blocks, run_pyramid
+from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.storage import omezarr, validation
-from bigdeconv.storage import output as outputs
+from bigdeconv.geometry import triple, zyx_text
+from bigdeconv.storage import collection, omezarr
 from bigdeconv.storage.arrays import is_remote, sweep_partial
 from bigdeconv.storage.ledger import Ledger, ledger_path
 
@@ -58,6 +60,8 @@ class Summary:
     errors: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Voxels left out, mended or clipped, by reason."""
+    seams: dict[str, Any] | None = None
+    """What solving some seams again has found, see `probes.certificate`; None where none was."""
 
     @property
     def complete(self) -> bool:
@@ -66,7 +70,7 @@ class Summary:
 
 
 def plan(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Outline:
-    """Plan a job without computing or writing anything.
+    """Plan a job without reading a voxel or writing anything but the cache of halos and costs.
 
     Parameters
     ----------
@@ -104,12 +108,13 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
     output = _local_output(config.output)
     goes_on = resume and ledger_path(output).exists()
     _require_writable(output)
-    if overwrite:
-        _require_replaceable(output, config.input)
-    elif not goes_on:
+    if not overwrite and not goes_on:
         _require_free(output, asked_to_resume=resume)
     with _stopping_on_termination():
-        job = jobs.prepare(jobs.inspect(config))
+        outline = jobs.inspect(config)
+        if overwrite:
+            _require_replaceable(output, outline.images.locations)
+        job = jobs.prepare(outline)
         events.planned(job.outline)
         for warning in job.warnings:
             events.warned(warning)
@@ -119,7 +124,7 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
             return _go_on(output, events, scheduler=config.scheduler)
         # The cluster first: nothing is removed or made for a run that has nobody to run on.
         with connect(config.scheduler, _workers_of(document)) as connection:
-            require_memory(connection, document.plan.peak_bytes_per_worker)
+            require_memory(connection, document.peak_bytes_per_worker)
             if overwrite:
                 _remove(output)
             _start_ledger(output, job, document)
@@ -141,7 +146,8 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
 def status(output: str | Path) -> dict[str, Any]:
     """Tell how far a run is: blocks and a state, ``running``, ``interrupted``, ``incomplete`` or ``complete``."""
     ledger = Ledger.open(output)
-    progress = Progress(documents.load(ledger).plan.n_blocks)
+    document = documents.load(ledger)
+    progress = Progress(document.n_blocks, document.blocks_outside, document.blocks_outside)
     failed, complete, closed = 0, False, False
     for record in ledger.records():
         if "block" in record:
@@ -163,8 +169,79 @@ def status(output: str | Path) -> dict[str, Any]:
 
 
 def validate(output: str | Path, *, deep: bool = False) -> list[str]:
-    """Check an OME-Zarr image; return one sentence per problem, none if it is valid."""
-    return validation.validate(output, deep=deep)
+    """Check an OME-Zarr image, plate or folder of images; return one sentence per problem, none if it is valid."""
+    return collection.validate(output, deep=deep)
+
+
+def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, Any]:
+    """Tell what a run did, and write it beside its ledger as ``report.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    probes_count
+        How many seams are solved again now, on workers of this machine; None to take what the run has found, or to do what
+        its settings say where it has not.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, or seams are to be solved again and the input has changed.
+    """
+    output = _local_output(str(output))
+    ledger = Ledger.open(output)
+    document = documents.load(ledger)
+    progress = status(output)
+    found = ledger.certificate()
+    if progress["state"] == "complete" and (found is None or probes_count is not None):
+        found = _probe_again(output, ledger, document, probes_count) or found
+    values = _report_values(output, document, progress, found, reports.work_done(ledger.records()))
+    plan = document.plan
+    shown = document.images.outputs(output)[0]
+    images = reports.pictures(document.volume, shown, plan.roi, plan.channels[0], document.config.views_axis)
+    ledger.write_json("report", values)
+    (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
+    return values
+
+
+def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | None) -> dict[str, Any] | None:
+    count = document.config.seam_probes if count is None else count
+    if not _seams_to_probe(ledger, document, count):
+        return None
+    _require_same_numbers(document)
+    with ledger.writing(), connect(None, _workers_of(document)) as connection:
+        recipes = documents.make_recipes(document, ledger, output, threads=document.threads)
+        install(connection.client, recipes)
+        found, _ = _certify(connection, recipes, ledger, document, count)
+        uninstall(connection.client, recipes)
+    return found
+
+
+def _report_values(
+    output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
+) -> dict[str, Any]:
+    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    described = documents.description(document)
+    return {
+        "name": output.name,
+        **{k: v for k, v in progress.items() if k != "output"},
+        "good": good,
+        "verdict": _verdict(progress, seams),
+        "warnings": [*document.warnings, *_above_tolerance(seams)],
+        "seams": seams,
+        "work": work,
+        "plan": reports.plan_values(document.plan) | {"blocks": document.n_blocks, "volumes": len(document.volumes)},
+        "channels": described["channels"],
+        "settings": {k: v for k, v in described["settings"].items() if v is not None},
+        "versions": described["versions"] | {"digest": document.digest},
+    }
+
+
+def _verdict(progress: dict[str, Any], seams: dict[str, Any] | None) -> str:
+    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
+    if seams is None or seams["error"] is None:
+        return blocks
+    relation = "within" if seams["within_tolerance"] else "ABOVE"
+    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
 
 
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
@@ -172,22 +249,23 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     ledger = Ledger.open(output)
     _require_idle(output)
     document = documents.load(ledger)
-    tally = _Tally()
+    tally = _Tally(document.blocks_outside, document.blocks_outside)
     complete = False
     for record in ledger.records():
         tally.add(record)
         complete |= bool(record.get("complete"))
-    if not output.exists() and tally.blocks:
+    if not output.exists() and tally.blocks > document.blocks_outside:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
     if complete:
-        return _summarise(
-            output, Progress(document.plan.n_blocks, tally.blocks, tally.skipped), tally, document.warnings
-        )
+        done = Progress(document.n_blocks, tally.blocks, tally.skipped)
+        summary = _summarise(output, done, tally, document.warnings)
+        _add_certificate(summary, ledger.certificate(), [])
+        return summary
     _require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
-        require_memory(connection, document.plan.peak_bytes_per_worker)
+        require_memory(connection, document.peak_bytes_per_worker)
         return _execute(output, events, connection)
 
 
@@ -199,8 +277,8 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         document = documents.load(ledger)
         _ensure_output(output, document)
         threads = document.threads if connection.is_local else None
-        recipe = documents.make_recipe(document, ledger, output, threads=threads)
-        tally = _Tally()
+        recipes = documents.make_recipes(document, ledger, output, threads=threads)
+        tally = _Tally(document.blocks_outside, document.blocks_outside)
         for record in ledger.records():
             tally.add(record)
 
@@ -209,33 +287,75 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
             tally.add(record)
             events.progressed(progress)
 
-        install(connection.client, recipe)
+        install(connection.client, recipes)
         events.connected(connection.dashboard)
         events.phase("blocks")
         finished = (r for r in ledger.records() if "block" in r)
-        progress = run_blocks(connection, recipe, finished, on_finished)
+        outside = documents.outside_of(document, ledger)
+        progress = run_blocks(connection, recipes, outside, finished, on_finished)
         if progress.blocks_finished == progress.blocks_total:
-            progress.errors += _finish_levels(connection, recipe, ledger, tally, events)
-        uninstall(connection.client, recipe)
+            progress.errors += _finish_levels(connection, recipes, ledger, tally, events)
         summary = _summarise(output, progress, tally, document.warnings)
         if summary.complete:
             ledger.drop_scratch()
             summary.errors += validate(output)
+        if summary.complete:
+            events.phase("seams")
+            _add_certificate(summary, *_certify(connection, recipes, ledger, document, document.config.seam_probes))
+        uninstall(connection.client, recipes)
         summary.seconds = round(time.monotonic() - started, 2)
-        ledger.append({"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts})
+        closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
+        ledger.append({**closing, "seconds": summary.seconds})
     return summary
 
 
-def _finish_levels(connection: Connection, recipe: Recipe, ledger: Ledger, tally: _Tally, events: Events) -> list[str]:
+def _finish_levels(
+    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, tally: _Tally, events: Events
+) -> list[str]:
     """Make the levels that no core determines alone, each from the one before; return what failed."""
-    for n, level in enumerate(recipe.plan.levels):
-        if level.in_task or n in tally.levels:
-            continue
-        events.phase(f"level {n}")
-        if errors := run_pyramid(connection, recipe, n):
-            return errors
-        ledger.append({"level": n})
+    for v, recipe in enumerate(recipes):
+        for n, level in enumerate(recipe.plan.levels):
+            if level.in_task or (v, n) in tally.levels:
+                continue
+            events.phase(f"level {n}" + (f" of {recipe.volume.name}" if len(recipes) > 1 else ""))
+            if errors := run_pyramid(connection, recipe, v, n):
+                return errors
+            ledger.append({"volume": v, "level": n})
     return []
+
+
+def _certify(
+    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, document: Document, count: int
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Solve some seams of a finished run again and store what that finds; return it with what failed."""
+    chosen = _seams_to_probe(ledger, document, count)
+    if not chosen:
+        return None, []
+    measured, errors = run_probes(connection, recipes[0].token, chosen)
+    found = probes.certificate(document.plans, document.config.seam_tolerance, measured)
+    ledger.write_json("certificate", found)
+    return found, errors
+
+
+def _seams_to_probe(ledger: Ledger, document: Document, count: int) -> list[probes.SeamProbe]:
+    outside = documents.outside_of(document, ledger)
+    return probes.choose(document.plans, count, document.digest, None if outside is None else outside.tobytes())
+
+
+def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
+    summary.seams = found
+    summary.warnings += [*errors, *_above_tolerance(found)]
+
+
+def _above_tolerance(found: dict[str, Any] | None) -> list[str]:
+    if found is None or found["within_tolerance"] is not False:
+        return []
+    worst = found["worst"]
+    place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
+    return [
+        f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
+        "Run again with a larger --halo or a smaller --seam-tolerance."
+    ]
 
 
 @dataclass(slots=True)
@@ -244,12 +364,13 @@ class _Tally:
 
     blocks: int = 0
     skipped: int = 0
-    levels: set[int] = field(default_factory=set)
+    levels: set[tuple[int, int]] = field(default_factory=set)
+    """Volume and level."""
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: dict[str, Any]) -> None:
         if "level" in record:
-            self.levels.add(record["level"])
+            self.levels.add((record["volume"], record["level"]))
         if "block" not in record:
             return
         self.blocks += 1
@@ -291,11 +412,11 @@ def _start_ledger(output: Path, job: Job, document: Document) -> None:
 
 
 def _ensure_output(output: Path, document: Document) -> None:
-    """Make the output's arrays and metadata, unless an interrupted run has; sweep what it left half-written."""
+    """Make the outputs' arrays and metadata, unless an interrupted run has; sweep what it left half-written."""
     if output.exists():
         sweep_partial(output)
     else:
-        outputs.create_output(output, documents.output_spec(document))
+        collection.create_outputs(output, document.images, documents.output_specs(document))
 
 
 def _local_output(location: str) -> Path:
@@ -326,19 +447,28 @@ def _require_free(output: Path, *, asked_to_resume: bool) -> None:
             )
 
 
-def _require_replaceable(output: Path, source: str) -> None:
-    """Refuse to overwrite anything but a zarr group of its own."""
-    if not is_remote(source):
+def _require_replaceable(output: Path, sources: Iterable[str]) -> None:
+    """Refuse to overwrite anything but a zarr group of its own, or a folder that an earlier run has made and nobody added to."""
+    for source in sources:
+        if is_remote(source):
+            continue
         kept, doomed = Path(source.removeprefix("file://")).resolve(), output.resolve()
         if output.is_symlink() or kept == doomed or kept in doomed.parents or doomed in kept.parents:
             raise InvalidInputError(
                 f"output: {str(output)!r} is, holds or lies in the input, or is a link; give another path."
             )
-    if output.exists() and not any((output / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+    if output.exists() and not collection.is_group(output) and not _is_own_folder(output):
         raise OutputExistsError(
             f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."
         )
     _require_idle(output)
+
+
+def _is_own_folder(output: Path) -> bool:
+    """Tell whether all in a folder comes from the run whose ledger lies beside it."""
+    if not output.is_dir() or not ledger_path(output).exists():
+        return False
+    return {path.name for path in output.iterdir()} <= set(documents.load(Ledger.open(output)).images.names)
 
 
 def _require_idle(output: Path) -> None:
@@ -373,15 +503,15 @@ def _require_same_numbers(document: Document) -> None:
         raise StoreError(
             "output: the run was planned by a version that computes other numbers; start anew with --overwrite."
         )
-    volume = document.volume
-    voxel = volume.voxel_zyx_um if document.config.voxel_um else None
-    current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)
-    for name in ("shape", "dtype", "axes", "array_path"):
-        if getattr(current, name) != getattr(volume, name):
-            raise StoreError(
-                f"input: {volume.location!r} has changed since the run was planned ({name} was {getattr(volume, name)}, is "
-                f"{getattr(current, name)}); start anew with --overwrite."
-            )
+    for volume in document.volumes:
+        voxel = volume.voxel_zyx_um if document.config.voxel_um else None
+        current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)
+        for name in ("shape", "dtype", "axes", "array_path"):
+            if getattr(current, name) != getattr(volume, name):
+                raise StoreError(
+                    f"input: {volume.location!r} has changed since the run was planned ({name} was {getattr(volume, name)}, is "
+                    f"{getattr(current, name)}); start anew with --overwrite."
+                )
 
 
 @contextmanager

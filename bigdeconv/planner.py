@@ -13,9 +13,10 @@ The blocks are computed one by one when asked for: a plan of a million blocks is
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv import seams
@@ -26,11 +27,15 @@ from bigdeconv.levels import Level, choose_shard, plan_levels
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bigdeconv.seams import Decay
+
 CHUNK = 64
 """Default edge of an output chunk: halo'd reads of such volumes decode least."""
 MAX_CORE = 1024
 BLEND = 4
 """Default half-width of the ramps at a seam, in voxels."""
+PROBE_SHARE = 0.5
+"""Part of the seam tolerance that the windows of probes may add themselves."""
 PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
 HEAP_BYTES = 32 * 2**20
@@ -57,6 +62,8 @@ class BlockTask:
     """The core and, past its upper faces, the overlap that is blended into the neighbours."""
     read: Box
     """The data window: ``keep`` and the halo, clipped to the volume."""
+    volume: int = 0
+    """Which volume of the job it is a block of."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,10 @@ class Plan:
     levels: tuple[Level, ...]
     memory: tuple[tuple[str, int], ...]
     """Named terms of the peak memory of a worker, in bytes."""
+    seam_errors: tuple[float | None, ...] = (None, None, None)
+    """Predicted error next to the seams of each axis; 0 without seams, None where nothing was calibrated."""
+    probe_margin: Triple = (0, 0, 0)
+    """Distance from the end of a window at which its error is far below the seam tolerance."""
     device_memory: tuple[tuple[str, int], ...] = ()
     """The same for what its GPU allocates; none without a GPU."""
     input_chunk_shape: Triple = (1, 1, 1)
@@ -121,16 +132,31 @@ class Plan:
         """Yield every block in the order of submission: a block comes after its lower neighbours."""
         return map(self.task, range(self.n_blocks))
 
+    def index(self, volume: int, position: Triple) -> int:
+        """Return the index of a block from the number of its time point and channel and its place in the grid."""
+        for axis in self.axis_order:
+            volume = volume * self.grid.counts[axis] + position[axis]
+        return volume
+
     def neighbour(self, task: BlockTask, direction: Triple) -> int | None:
         """Return the index of the neighbour of a block, or None at a face of the region."""
         position = [p + d for p, d in zip(task.position, direction, strict=True)]
         counts = self.grid.counts
         if any(not 0 <= p < n for p, n in zip(position, counts, strict=True)):
             return None
-        index = task.index // len(self.grid)
+        step = 0
         for axis in self.axis_order:
-            index = index * counts[axis] + position[axis]
-        return index
+            step = step * counts[axis] + direction[axis]
+        return task.index + step
+
+    def reach(self, axis: int) -> list[tuple[int, int]]:
+        """Return the range of voxels that each core along an axis has to do with: the halo or the ramps beyond its faces.
+
+        What lies in no neighbour's reach is computed, and blended, as if that neighbour did not exist.
+        """
+        wide = max(self.halo[axis], 2 * self.blend[axis])
+        cores = (self._axis(axis).extent(i).core for i in range(self.grid.counts[axis]))
+        return [(max(start - wide, 0), min(stop + wide, self.zyx_shape[axis])) for start, stop in cores]
 
     @property
     def overlaps(self) -> bool:
@@ -178,14 +204,22 @@ class Plan:
         own = math.prod(kept) - math.prod(core)
         return 4 * (sheet + row + block + own)
 
-    def seam_error(self, iterations: int) -> float:
-        """Estimate the error next to a seam from a table measured for accelerated RL; 0 where there is no seam."""
-        errors = [
-            seams.tabulated_error(2 * h / max(p - 1, 1), iterations)
-            for h, p, n in zip(self.halo, self.psf_shape, self.grid.counts, strict=True)
-            if n > 1 and p > 1
-        ]
-        return max(errors, default=0.0)
+    @property
+    def predicted_seam_error(self) -> float | None:
+        """Predicted error next to the seams of the worst axis; None where one was not calibrated."""
+        errors = [e for e in self.seam_errors if e is not None]
+        return max(errors) if len(errors) == 3 else None
+
+    def reaches(self, axis: int) -> Iterator[tuple[int | None, int | None]]:
+        """Yield, for every seam of an axis, how far beyond it the windows of its blocks reach: see `seams.seam_error`."""
+        size = self.zyx_shape[axis]
+        extents = map(self._axis(axis).extent, range(self.grid.counts[axis]))
+        for lower, upper in pairwise(extents):
+            face = upper.core[0]
+            yield (
+                None if upper.read[0] == 0 else face - upper.read[0],
+                None if lower.read[1] == size else lower.read[1] - face,
+            )
 
     @cached_property
     def _totals(self) -> tuple[_AxisTotals, ...]:
@@ -202,6 +236,30 @@ class Plan:
             self.psf_shape[axis],
             self.input_chunk_shape[axis],
         )
+
+
+@dataclass(frozen=True)
+class Series:
+    """The blocks of several volumes, one volume after the other, under one running index."""
+
+    plans: tuple[Plan, ...]
+    """One for each volume."""
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return list(accumulate(plan.n_blocks for plan in self.plans))
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all volumes."""
+        return self._stops[-1]
+
+    def task(self, index: int) -> BlockTask:
+        """Return one block; its index counts through all volumes."""
+        volume = bisect_right(self._stops, index)
+        plan = self.plans[volume]
+        first = self._stops[volume] - plan.n_blocks
+        return replace(plan.task(index - first), index=index, volume=volume)
 
 
 class _Extent(NamedTuple):
@@ -330,6 +388,9 @@ class Request:
     input_chunk_shape: Triple = (1, 1, 1)
     block_shape: Triple | None = None
     halo: Triple | None = None
+    decays: tuple[Decay | None, ...] = (None, None, None)
+    """How an error decays along each axis; without, the halo is twice the PSF's radius and no error is predicted."""
+    seam_tolerance: float = 1e-3
     blend: Triple | None = None
     chunk_shape: Triple | None = None
     shard_shape: Triple | None = None
@@ -446,7 +507,6 @@ def _fits(plan: Plan, request: Request) -> bool:
 
 def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, with_levels: bool = True) -> Plan:
     counts = Grid(roi.shape, core).counts
-    default_halo = triple(2 * (p // 2) for p in request.psf_shape)
     blend = _choose_blend(request, core, counts)
     plan = Plan(
         zyx_shape=request.zyx_shape,
@@ -454,7 +514,7 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         timepoints=request.timepoints,
         channels=request.channels,
         core_shape=core,
-        halo=request.halo or default_halo,
+        halo=request.halo or triple(_least_halo(request, axis, blend[axis]) for axis in range(3)),
         blend=blend,
         psf_shape=request.psf_shape,
         levels=_levels(request, Grid(roi.shape, core), chunk) if with_levels else (),
@@ -462,8 +522,39 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         input_chunk_shape=request.input_chunk_shape,
     )
     read, fft = plan.read_shape, plan.fft_shape
-    on_device = () if request.device_budget_bytes is None else device_memory_terms(request, read, fft)
-    return replace(plan, memory=memory_terms(request, read, fft, core), device_memory=on_device)
+    return replace(
+        plan,
+        memory=memory_terms(request, read, fft, core),
+        device_memory=() if request.device_budget_bytes is None else device_memory_terms(request, read, fft),
+        seam_errors=_seam_errors(plan, request) if with_levels else plan.seam_errors,
+        probe_margin=triple(_probe_margin(request, axis) for axis in range(3)),
+    )
+
+
+def _least_halo(request: Request, axis: int, blend: int) -> int:
+    decay = request.decays[axis]
+    if decay is None:
+        return 2 * (request.psf_shape[axis] // 2)
+    cut_out = request.roi is not None and request.roi.shape[axis] < request.zyx_shape[axis]
+    # At a face of the region no neighbour's overlap helps.
+    return seams.least_halo(decay, 0 if cut_out else blend, request.seam_tolerance)
+
+
+def _probe_margin(request: Request, axis: int) -> int:
+    decay = request.decays[axis]
+    if decay is None:
+        return request.zyx_shape[axis]
+    return seams.least_halo(decay, 0, PROBE_SHARE * request.seam_tolerance)
+
+
+def _seam_errors(plan: Plan, request: Request) -> tuple[float | None, ...]:
+    def error(axis: int) -> float | None:
+        decay = request.decays[axis]
+        if plan.grid.counts[axis] == 1:
+            return 0.0
+        return None if decay is None else seams.pooled_error(decay, plan.reaches(axis), plan.blend[axis])
+
+    return tuple(map(error, range(3)))
 
 
 def _levels(request: Request, grid: Grid, chunk: Triple) -> tuple[Level, ...]:

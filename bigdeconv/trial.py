@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,6 +20,7 @@ from bigdeconv.planner import HEAP_BYTES, Costs
 from bigdeconv.psf import gaussian
 from bigdeconv.pyramid import downsample
 from bigdeconv.storage.arrays import codec_seconds
+from bigdeconv.storage.cache import remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +32,7 @@ WINDOW = (96, 104, 128)
 SIGMA = 2.0
 """Of its PSF, in voxels."""
 ITERATIONS = 3
-TRIAL_VERSION = 1
+_VERSION = 1
 """Raised when what is measured changes."""
 
 
@@ -52,21 +50,11 @@ class Subject:
 
 
 def measure(subject: Subject, model: WcrrWeights | None) -> Costs:
-    """Return what a block costs here: CPU time, or a GPU's time; from the user's cache where it was measured before."""
-    path = _cache_path(subject)
-    try:
-        return Costs(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        pass
-    costs = _measure(subject, model)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_suffix(f".{uuid4().hex[:12]}")
-        building.write_text(json.dumps(asdict(costs)))
-        building.replace(path)
-    except OSError:
-        pass  # a home that cannot be written to costs two seconds, no more
-    return costs
+    """Return what a block costs here: CPU time, or a GPU's time; remembered on disk, as measuring it takes seconds."""
+    # Another library or machine has costs of its own.
+    machine = (platform.node(), platform.processor(), os.cpu_count(), torch.__version__, np.__version__)
+    digest = hashlib.sha256(repr((_VERSION, machine, subject)).encode()).hexdigest()[:24]
+    return remembered(f"costs-{digest}", lambda: asdict(_measure(subject, model)), lambda stored: Costs(**stored))
 
 
 def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
@@ -137,14 +125,6 @@ def _fault_seconds() -> float:
         difference += (between - started) - (time.process_time() - between)
         del array
     return max(difference, 0.0) / (repeats * n)
-
-
-def _cache_path(subject: Subject) -> Path:
-    """Return where the costs of a subject on this machine are kept; another library or machine has another file."""
-    machine = (platform.node(), platform.processor(), os.cpu_count(), torch.__version__, np.__version__)
-    name = hashlib.sha256(repr((TRIAL_VERSION, machine, subject)).encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "bigdeconv" / f"costs-{name}.json"
 
 
 def _clock(device: str) -> Callable[[], float]:

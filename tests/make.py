@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import zarr
 from scipy import ndimage
 from typer.testing import CliRunner
 
@@ -44,6 +45,39 @@ def volume(path, data, *, axes=None, chunk=None, units=True, version="0.5"):
     named = tuple("micrometer" if units and a in VOXEL_UM else None for a in axes)
     create_output(path, OutputSpec(tuple(axes), named, data.dtype.str, (level,), version, "image", (), {}))
     write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)
+    return path
+
+
+def plate(path, version, fields):
+    """Write a plate of one-level images, ``fields`` by ``row/column/field``, and return its path."""
+    zarr_format = 3 if version == "0.5" else 2
+    wells = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in fields))
+    rows, columns = (list(dict.fromkeys(well.split("/")[i] for well in wells)) for i in (0, 1))
+    described = {
+        "version": version,
+        "name": "screen 7",
+        "rows": [{"name": r} for r in rows],
+        "columns": [{"name": c} for c in columns],
+        "wells": [
+            {"path": w, "rowIndex": rows.index(w.split("/")[0]), "columnIndex": columns.index(w.split("/")[1])}
+            for w in wells
+        ],
+        "field_count": 2,
+        "acquisitions": [{"id": 3, "name": "overnight"}],
+    }
+
+    def group(where, ome):
+        nested = {"ome": {"version": version, **ome}} if ome and version == "0.5" else ome
+        zarr.create_group(path / where, zarr_format=zarr_format, attributes=nested)
+
+    group("", {"plate": described})
+    for row in rows:
+        group(row, {})
+    for well in wells:
+        images = [{"path": name.rsplit("/", 1)[1], "acquisition": 3} for name in fields if name.startswith(f"{well}/")]
+        group(well, {"well": {"version": version, "images": images}})
+    for name, data in fields.items():
+        volume(path / name, data, version=version, chunk=(8, 16, 16))
     return path
 
 

@@ -466,7 +466,7 @@ def test_blocks_grow_with_a_psf_that_is_wider_than_they_would_be(tmp_path):
 def test_a_block_smaller_than_the_psf_runs(run):
     wide = psf.gaussian((1.0, 4.0, 4.0), truncate=3.0)
     output, summary, _ = run(scene(8, 32, 32), "--block-shape", "8,16,16", kernel=wide)
-    assert max(plan_of(output)["plan"]["psf_shape"]) > 16
+    assert max(plan_of(output)["plans"][0]["psf_shape"]) > 16
     assert summary["blocks_total"] == 4
 
 

@@ -16,8 +16,9 @@ from bigdeconv.config import make_config
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box
 from bigdeconv.storage import omezarr
-from bigdeconv.storage.arrays import read_box
+from bigdeconv.storage.arrays import read_box, write_region
 from bigdeconv.storage.ledger import Ledger
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from tests import make
 
 pytestmark = pytest.mark.cluster
@@ -231,6 +232,71 @@ class TestShapes:
             for index in np.ndindex(*coarse.shape):
                 cell = fine[tuple(slice(i * s, i * s + s) for i, s in zip(index, step, strict=True))]
                 assert coarse[index] == np.floor(cell.mean() + 0.5)
+
+
+class TestDtypes:
+    """Whatever numbers the input holds, in whatever order of bytes, they are the same photons."""
+
+    @pytest.mark.parametrize(
+        ("dtype", "version"),
+        [
+            ("uint8", "0.5"), ("int16", "0.5"), ("uint16", "0.5"), ("uint32", "0.5"), ("float32", "0.5"), ("float64", "0.5"),
+            ("|u1", "0.4"), (">u2", "0.4"), (">i2", "0.4"), (">f4", "0.4"), (">f8", "0.4"),
+        ],
+    )  # fmt: skip
+    def test_a_run_equals_the_array(self, tmp_path, cluster_address, dtype, version):
+        kind = np.dtype(dtype)
+        signal = {1: 200.0, 2: 20_000.0}.get(kind.itemsize, 300_000.0)
+        data = make.scene(12, 24, 40, signal=signal, background=20.0, dtype="int64")
+        if kind.kind == "f":
+            data = data / 7
+        if kind.kind == "i":
+            data[::3, ::5, ::7] *= -1
+        if kind.kind in "iu" and kind.itemsize <= 2:
+            data[6, 12:15, 20:24] = np.iinfo(kind).max  # saturated
+        data = data.astype(dtype)
+        kernel = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)
+        given = {"method": "rl", "iterations": 2, "background": 10, "intensity_scale": 100.0}
+        # One block: what another one would differ by is another test's.
+        output = run(
+            tmp_path, cluster_address, data, kernel, dtype="float32", input_version=version, mask="none", **given
+        )
+        assert omezarr.describe(tmp_path / "input.zarr").dtype == kind.str
+        saturation = float(np.iinfo(kind).max) if kind.kind in "iu" and kind.itemsize <= 2 else None
+        prepared = psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).kernels[0]
+        alone = bigdeconv.deconvolve(data, prepared, **given, saturation=saturation, voxel_zyx_um=VOXEL_UM)
+        assert np.abs(result_of(output) - alone).max() < 1e-5 * alone.max()
+
+
+class TestLevel:
+    def test_a_coarse_level_is_a_volume_of_its_own(self, tmp_path, cluster_address):
+        """Level 1 is read, at its own voxel size and place, and a region of interest counts its voxels."""
+        fine, coarse = make.scene(24, 64, 64, seed=1), make.scene(24, 32, 32, seed=2)
+        source = tmp_path / "input.zarr"
+        levels = (
+            LevelSpec(fine.shape, (24, 32, 32), None, (0.3, 0.1, 0.1), (1.0, 0.0, 0.0)),
+            LevelSpec(coarse.shape, (24, 32, 32), None, (0.3, 0.2, 0.2), (1.0, 0.05, 0.05)),
+        )
+        units = ("micrometer",) * 3
+        create_output(source, OutputSpec(("z", "y", "x"), units, "uint16", levels, "0.5", "image", (), {}))
+        for n, data in enumerate((fine, coarse)):
+            write_region(source, str(n), (slice(None),) * 3, data)
+        kernel = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)
+        make.psf_tiff(tmp_path / "psf.tif", kernel)
+        settings = {"method": "rl", "iterations": 2, "background": 20, "intensity_scale": 100, "dtype": "float32"}
+        job = settings | {"psf_voxel_um": (0.3, 0.2, 0.2), "block_shape": (24, 32, 16), "level": 1}
+        output = run(tmp_path, cluster_address, fine, kernel, **job)
+        info = omezarr.describe(output)
+        assert info.zyx_shape == coarse.shape
+        assert info.voxel_zyx_um == pytest.approx((0.3, 0.2, 0.2))
+        assert info.translation_zyx_um == pytest.approx((1.0, 0.05, 0.05))
+        prepared = psf.prepare(kernel, voxel_zyx_um=(0.3, 0.2, 0.2)).kernels[0]
+        del settings["dtype"]
+        alone = bigdeconv.deconvolve(coarse, prepared, **settings, voxel_zyx_um=(0.3, 0.2, 0.2))
+        assert np.linalg.norm(result_of(output) - alone) < 1e-4 * np.linalg.norm(alone)
+        part = run(tmp_path, cluster_address, fine, kernel, name="part.zarr", roi="4:20,:,16:", **job)
+        assert np.linalg.norm(result_of(part) - alone[4:20, :, 16:]) < 1e-3 * np.linalg.norm(alone[4:20, :, 16:])
+        assert omezarr.describe(part).translation_zyx_um == pytest.approx((1.0 + 4 * 0.3, 0.05, 0.05 + 16 * 0.2))
 
 
 def two_kernels():

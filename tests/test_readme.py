@@ -61,6 +61,10 @@ def test_the_first_real_job(tmp_path, cluster_address, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make.volume(tmp_path / "embryo.zarr", make.scene(16, 48, 48))
     make.psf_tiff(tmp_path / "psf.tif")
+    for name in ("one.zarr", "two.zarr"):
+        make.volume(tmp_path / "data" / name, make.scene(8, 32, 32))
+    (tmp_path / "list.txt").write_text("data/one.zarr  # the first\ndata/two.zarr\n")
+    make.plate(tmp_path / "plate.zarr", "0.5", {"A/1/0": make.scene(8, 32, 32)})
     scheduler_file = tmp_path / "scheduler.json"
     scheduler_file.write_text(json.dumps({"address": cluster_address}))
     seen = set()

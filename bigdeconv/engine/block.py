@@ -57,7 +57,8 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     BigdeconvError
         If the estimate is not finite.
     """
-    estimate, stats = _read_and_restore(recipe, task)
+    estimate, weights, stats = restore_window(recipe, task.timepoint, task.channel, task.read, task.core)
+    del weights  # the next block's may come now
     if estimate is None:
         _leave_empty_rims(recipe, task)
         return Solved(None, stats)
@@ -74,43 +75,49 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     return Solved(core, stats)
 
 
-def _read_and_restore(recipe: Recipe, task: BlockTask) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Read a block and restore it when it is its turn; None where there are no data.
+def restore_window(
+    recipe: Recipe, timepoint: int, channel: int, window: Box, owned: Box
+) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, Any]]:
+    """Read a data window and restore it when it is its turn.
 
-    A GPU's host turns counts into photons beside the block that the GPU is at.  On a CPU, where that takes the same cores,
+    A GPU's host turns counts into photons beside the window that the GPU is at.  On a CPU, where that takes the same cores,
     it would only take memory.
+
+    Returns
+    -------
+    tuple
+        The estimate ``z y x`` in photons, None where there are no data; the weights of the data ``v z y x``, None where all are
+        1; and statistics: seconds, and what was left out of ``owned``.
     """
-    channel = recipe.channels[task.channel]
-    owned = task.core.relative_to(task.read.start).slices
-    on_cpu = channel.settings.torch_device == "cpu"
+    settings, validity = recipe.channels[channel].settings, recipe.channels[channel].validity
+    on_cpu = settings.torch_device == "cpu"
     stats: dict[str, Any] = {}
     with _PLACES, ExitStack() as turn:
         laps = _Laps(stats)
-        views = _read(recipe, task)
+        counts = _counts(recipe, timepoint, channel, window)
         laps.end("read")
         if on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")
-        photons, weights, voxel_counts = prepare_views(views, recipe.camera, channel.validity, owned)
-        del views
+        of_owned = owned.relative_to(window.start).slices
+        photons, weights, voxel_counts = prepare_views(counts, recipe.camera, validity, of_owned)
+        del counts
         stats |= {name: n for name, n in asdict(voxel_counts).items() if n}
         laps.end("read")
         if weights is not None and not weights.any():
-            return None, stats | {"skipped": True}
+            return None, weights, stats | {"skipped": True}
         if not on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")
-        blur, prior = _tools(recipe, task.channel, task.read.shape)
-        estimate = restore(photons, weights, blur, prior, channel.settings)
+        blur, prior = _tools(recipe, channel, window.shape)
+        estimate = restore(photons, weights, blur, prior, settings)
         laps.end("solve")
-        return estimate, stats
+        return estimate, weights, stats
 
 
-def _read(recipe: Recipe, task: BlockTask) -> np.ndarray:
-    """Return the counts of a block's data window, ``v z y x``."""
-    counts = read_box(
-        recipe.volume, task.read, timepoint=task.timepoint, channel=task.channel, view_axis=recipe.view_axis
-    )
+def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> np.ndarray:
+    """Return the counts of a data window, ``v z y x``."""
+    counts = read_box(recipe.volume, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
     return counts if recipe.view_axis else counts[None]
 
 
@@ -171,9 +178,14 @@ def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, 
             triple(a * s for a, s in zip(part.start, step, strict=True)),
             triple(min(b * s, n) for b, s, n in zip(part.stop, step, fine.shape, strict=True)),
         )
-        planes = read_region(recipe.output, str(level - 1), _index(recipe, timepoint, channel, source))
-        result[z : z + part.shape[0]] = downsample(planes.reshape(source.shape), step)
+        result[z : z + part.shape[0]] = downsample(_read(recipe, level - 1, timepoint, channel, source), step)
     _write(recipe, level, timepoint, channel, box, result)
+
+
+def read_stored(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
+    """Return what is stored of a box ``z y x`` of a level; ``timepoint`` and ``channel`` count in the input."""
+    plan = recipe.plan
+    return _read(recipe, level, plan.timepoints.index(timepoint), plan.channels.index(channel), box)
 
 
 def _leave_empty_rims(recipe: Recipe, task: BlockTask) -> None:
@@ -193,6 +205,10 @@ def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> None:
             finer = plan.levels[n - 1].factors
             stored = downsample(stored, triple(c // f for c, f in zip(level.factors, finer, strict=True)))
         _write(recipe, n, timepoint, channel, core.coarsen(level.factors), stored)
+
+
+def _read(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
+    return read_region(recipe.output, str(level), _index(recipe, timepoint, channel, box)).reshape(box.shape)
 
 
 def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, data: np.ndarray) -> None:

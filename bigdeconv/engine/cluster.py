@@ -105,26 +105,26 @@ def require_memory(connection: Connection, needed_bytes: int) -> None:
         )
 
 
-def install(client: Client, recipe: Recipe) -> None:
-    """Send the recipe to all workers, those that join later too; before the first task."""
+def install(client: Client, recipes: tuple[Recipe, ...]) -> None:
+    """Send the recipes of a job's volumes to all workers, those that join later too; before the first task."""
     workers = Counter(worker["host"] for worker in _workers(client))
-    client.register_plugin(_RecipePlugin(recipe, workers), name=_plugin_name(recipe))
+    client.register_plugin(_RecipePlugin(recipes, workers), name=_plugin_name(recipes))
 
 
-def uninstall(client: Client, recipe: Recipe) -> None:
-    """Take the recipe from all workers."""
-    client.unregister_worker_plugin(_plugin_name(recipe))
+def uninstall(client: Client, recipes: tuple[Recipe, ...]) -> None:
+    """Take the recipes from all workers."""
+    client.unregister_worker_plugin(_plugin_name(recipes))
 
 
-def _plugin_name(recipe: Recipe) -> str:
-    return f"bigdeconv-{recipe.token}"
+def _plugin_name(recipes: tuple[Recipe, ...]) -> str:
+    return f"bigdeconv-{recipes[0].token}"
 
 
 class _RecipePlugin(WorkerPlugin):
-    """Keeps a recipe on a worker and gives its FFTs and convolutions their threads: a fair share of the host's cores."""
+    """Keeps a job's recipes on a worker and gives its FFTs and convolutions their threads: a fair share of the host's cores."""
 
-    def __init__(self, recipe: Recipe, workers_by_host: dict[str, int]) -> None:
-        self._recipe = recipe
+    def __init__(self, recipes: tuple[Recipe, ...], workers_by_host: dict[str, int]) -> None:
+        self._recipes = recipes
         self._workers_by_host = workers_by_host
 
     def setup(self, worker: Worker) -> None:
@@ -135,11 +135,11 @@ class _RecipePlugin(WorkerPlugin):
         # Products in TF32 carry 10 bits of mantissa: blocks from a GPU would differ from others' at the seam.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
-        torch.set_num_threads(self._recipe.threads or max(len(os.sched_getaffinity(0)) // workers, 1))
-        tasks.RECIPES[self._recipe.token] = self._recipe
+        torch.set_num_threads(self._recipes[0].threads or max(len(os.sched_getaffinity(0)) // workers, 1))
+        tasks.RECIPES[self._recipes[0].token] = self._recipes
 
     def teardown(self, worker: Worker) -> None:
-        tasks.RECIPES.pop(self._recipe.token, None)
+        tasks.RECIPES.pop(self._recipes[0].token, None)
 
 
 def _local_cluster(local: LocalWorkers) -> SpecCluster:

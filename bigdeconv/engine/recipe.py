@@ -28,7 +28,7 @@ class ChannelRecipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """How a block is read, restored, merged and written; the same for all blocks of a run."""
+    """How a block is read, restored, merged and written; the same for all blocks of a volume."""
 
     token: str
     """Names this start of this run on a cluster: two runs never share a task, nor a task that outlived its driver."""

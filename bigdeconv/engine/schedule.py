@@ -15,16 +15,19 @@ from bigdeconv.blending import DIRECTIONS
 from bigdeconv.engine import tasks
 from bigdeconv.errors import ClusterLostError
 from bigdeconv.geometry import Box, Grid, Triple, triple
+from bigdeconv.planner import Series
 from bigdeconv.storage.ledger import drop_rim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy as np
     from distributed import Client, Future
 
     from bigdeconv.engine.cluster import Connection
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.planner import BlockTask
+    from bigdeconv.probes import Measured, SeamProbe
 
 RETRIES = 2
 """How often a task that raised is tried again."""
@@ -33,7 +36,7 @@ LOST_AFTER_SECONDS = 120
 HOPELESS = 10
 """Failed blocks, and more than finished ones, after which nothing more is tried."""
 
-SOLVED, FINISHED, FAILED = 1, 2, 4
+SOLVED, FINISHED, FAILED, OUTSIDE = 1, 2, 4, 8
 
 
 @dataclass(slots=True)
@@ -49,7 +52,8 @@ class Progress:
 
 def run_blocks(
     connection: Connection,
-    recipe: Recipe,
+    recipes: tuple[Recipe, ...],
+    outside: np.ndarray | None,
     finished: Iterable[dict[str, Any]],
     on_finished: Callable[[dict[str, Any], Progress], None],
 ) -> Progress:
@@ -57,6 +61,11 @@ def run_blocks(
 
     Parameters
     ----------
+    recipes
+        One for each volume.
+    outside
+        Whether a block lies outside the mask, by its index: it is as if it did not exist, and counts as finished.  None
+        where there is no mask.
     finished
         Journal records of blocks that an earlier run finished.
     on_finished
@@ -67,11 +76,16 @@ def run_blocks(
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    return _BlockRun(connection, recipe, finished, on_finished).run()
+    return _BlockRun(connection, recipes, outside, finished, on_finished).run()
 
 
-def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]:
+def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> list[str]:
     """Make a level that no core determines alone, one write unit per task; return one sentence per unit that failed.
+
+    Parameters
+    ----------
+    recipe
+        Of the volume that is meant.
 
     Raises
     ------
@@ -89,11 +103,33 @@ def run_pyramid(connection: Connection, recipe: Recipe, level: int) -> list[str]
     for number, (timepoint, channel, box) in enumerate(_pyramid_units(recipe, level)):
         if window.is_full:
             receive()
-        key = f"downsample-{recipe.token}-{level}-{number}"
-        window.submit(number, tasks.downsample, recipe.token, level, timepoint, channel, box, key=key)
+        key = f"downsample-{recipe.token}-{volume}-{level}-{number}"
+        window.submit(number, tasks.downsample, recipe.token, volume, level, timepoint, channel, box, key=key)
     while window.pending:
         receive()
     return errors
+
+
+def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tuple[list[Measured], list[str]]:
+    """Solve parts of seams again; return what was measured, and one sentence per probe that failed.
+
+    Raises
+    ------
+    ClusterLostError
+        If the scheduler or all workers went away.
+    """
+    window = _Window(connection.client, len(seams))
+    for number, seam in enumerate(seams):
+        window.submit(number, tasks.probe, token, seam, key=f"probe-{token}-{number}")
+    measured: dict[int, Measured] = {}
+    errors: list[str] = []
+    while window.pending:
+        number, future = window.next()
+        if future.status == "finished":
+            measured[number] = future.result()
+        else:
+            errors.append(f"seam probe {number}: {future.exception()}")
+    return [measured[number] for number in sorted(measured)], errors
 
 
 def _pyramid_units(recipe: Recipe, level: int) -> Iterator[tuple[int, int, Box]]:
@@ -155,28 +191,31 @@ class _BlockRun:
     def __init__(
         self,
         connection: Connection,
-        recipe: Recipe,
+        recipes: tuple[Recipe, ...],
+        outside: np.ndarray | None,
         finished: Iterable[dict[str, Any]],
         on_finished: Callable[[dict[str, Any], Progress], None],
     ) -> None:
-        self._recipe, self._plan, self._on_finished = recipe, recipe.plan, on_finished
+        self._series = Series(tuple(recipe.plan for recipe in recipes))
+        self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
         self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
-        self._state = bytearray(self._plan.n_blocks)
+        self._state = bytearray(self._series.n_blocks if outside is None else OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
-        self.progress = Progress(self._plan.n_blocks)
+        self._n_outside = 0 if outside is None else int(outside.sum())
+        self.progress = Progress(self._series.n_blocks, self._n_outside, self._n_outside)
         for record in finished:
             self._count(record)
 
     def run(self) -> Progress:
-        remaining = (i for i in range(self._plan.n_blocks) if not self._state[i] & FINISHED)
+        remaining = (i for i in range(self._series.n_blocks) if not self._state[i] & (FINISHED | OUTSIDE))
         exhausted = False
         while True:
             while not exhausted and not self._window.is_full and not self._hopeless:
                 index = next(remaining, None)
                 exhausted = index is None
                 if index is not None:
-                    self._submit_solve(self._plan.task(index))
+                    self._submit_solve(self._series.task(index))
             if not self._window.pending:
                 break
             self._receive(*self._window.next())
@@ -185,7 +224,7 @@ class _BlockRun:
     @property
     def _hopeless(self) -> bool:
         p = self.progress
-        return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished
+        return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished - self._n_outside
 
     def _receive(self, index: int, future: Future[Any]) -> None:
         if index in self._merging:
@@ -201,13 +240,13 @@ class _BlockRun:
             self._fail(task, future)
             return
         self._state[index] |= SOLVED
-        for candidate in (index, *self._upper(task)):
+        for candidate in (index, *self._upper(task).values()):
             self._merge_if_ready(candidate)
 
     def _submit_solve(self, task: BlockTask) -> None:
-        key = f"solve-{self._recipe.token}-{task.index}"
+        key = f"solve-{self._token}-{task.index}"
         # Earlier blocks first: what waits for rims then waits shortly.
-        future = self._window.submit(task.index, tasks.solve, self._recipe.token, task, key=key, priority=-task.index)
+        future = self._window.submit(task.index, tasks.solve, self._token, task, key=key, priority=-task.index)
         self._solved[task.index] = (task, future)
 
     def _merge_if_ready(self, index: int) -> None:
@@ -222,16 +261,19 @@ class _BlockRun:
             del self._solved[index]
 
     def _submit_merge(self, task: BlockTask, solved: Future[Any], rims: dict[Triple, int]) -> Future[Any]:
-        key = f"merge-{self._recipe.token}-{task.index}"
+        key = f"merge-{self._token}-{task.index}"
         return self._window.submit(
-            task.index, tasks.merge, self._recipe.token, task, solved, rims, key=key, priority=self._plan.n_blocks
+            task.index, tasks.merge, self._token, task, solved, rims, key=key, priority=self._series.n_blocks
         )
 
     def _finish(self, task: BlockTask, record: dict[str, Any]) -> None:
         self._count(record)
         self._on_finished(record, self.progress)
         for direction, index in self._lower(task).items():
-            drop_rim(self._recipe.scratch, index, direction)
+            drop_rim(self._scratch, index, direction)
+        for direction, index in self._upper(task).items():
+            if self._state[index] & OUTSIDE:  # Nobody waits for it.
+                drop_rim(self._scratch, task.index, direction)
 
     def _record(self, future: Future[Any]) -> dict[str, Any]:
         try:
@@ -249,21 +291,22 @@ class _BlockRun:
         self._state[task.index] |= FAILED
         self.progress.blocks_failed += 1
         self.progress.errors.append(f"block {task.index}: {future.exception()}")
-        for neighbour in self._upper(task):
+        for neighbour in self._upper(task).values():
             self._merge_if_ready(neighbour)
 
     def _lower(self, task: BlockTask) -> dict[Triple, int]:
         """Return the neighbours whose rims a block takes in, by the direction from them to it."""
-        if not self._plan.overlaps:
+        found = self._neighbours(task, -1)
+        return {d: n for d, n in found.items() if not self._state[n] & OUTSIDE}
+
+    def _upper(self, task: BlockTask) -> dict[Triple, int]:
+        """Return the neighbours that a block leaves rims for, by the direction to them."""
+        return self._neighbours(task, 1)
+
+    def _neighbours(self, task: BlockTask, sign: int) -> dict[Triple, int]:
+        plan = self._series.plans[task.volume]
+        if not plan.overlaps:
             return {}
-        found = {d: self._plan.neighbour(task, triple(-i for i in d)) for d in DIRECTIONS if self._blends(d)}
+        blending = (d for d in DIRECTIONS if all(b for b, i in zip(plan.blend, d, strict=True) if i))
+        found = {d: plan.neighbour(task, triple(sign * i for i in d)) for d in blending}
         return {d: n for d, n in found.items() if n is not None}
-
-    def _upper(self, task: BlockTask) -> list[int]:
-        if not self._plan.overlaps:
-            return []
-        found = (self._plan.neighbour(task, d) for d in DIRECTIONS if self._blends(d))
-        return [n for n in found if n is not None]
-
-    def _blends(self, direction: Triple) -> bool:
-        return all(b > 0 for b, d in zip(self._plan.blend, direction, strict=True) if d)

@@ -6,6 +6,8 @@
         plan.json        what was decided before the first block
         arrays.safetensors, model.safetensors
         journal.jsonl    one line per finished block, appended and synced by the driver alone
+        certificate.json what solving some seams again has found
+        report.json, report.html   what `bigdeconv report` made of it all
         lock             held by the living driver
         scratch/         rims of finished blocks that an unfinished neighbour still needs
 
@@ -112,6 +114,20 @@ class Ledger:
             content: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
+        return content
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Store plain values under a name; they appear whole or not at all."""
+        building = self.path / f"{name}.{uuid4().hex}.partial"
+        building.write_text(json.dumps(values, indent=1))
+        building.replace(self.path / f"{name}.json")
+
+    def certificate(self) -> dict[str, Any] | None:
+        """Return the stored certificate, or None where there is none that can be read."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / "certificate.json").read_text())
+        except (OSError, ValueError):
+            return None
         return content
 
     def arrays(self) -> dict[str, np.ndarray]:

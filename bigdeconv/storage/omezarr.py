@@ -126,7 +126,11 @@ class VolumeInfo:
 
 
 def describe(
-    location: str | Path, *, level: int = 0, voxel_zyx_um: tuple[float, float, float] | None = None
+    location: str | Path,
+    *,
+    level: int = 0,
+    voxel_zyx_um: tuple[float, float, float] | None = None,
+    kinds: str = "iuf",
 ) -> VolumeInfo:
     """Describe one level of an OME-Zarr image (0.4 or 0.5; older ones where they can be understood).
 
@@ -138,6 +142,8 @@ def describe(
         Which level of the pyramid, 0 the finest.
     voxel_zyx_um : tuple of float, optional
         Voxel size of that level in µm, instead of the stored one.
+    kinds : str
+        Kinds of dtype that are allowed, as numpy abbreviates them.
 
     Returns
     -------
@@ -156,7 +162,7 @@ def describe(
     image = parse_image(where, open_group(where).attrs.asdict())
     path = level_path(where, image, level)
     array = open_array(where, path)
-    check_array(where, path, array, image.axes)
+    check_array(where, path, array, image.axes, kinds)
     scales, translations, has_scale = compose(where, image, level)
     voxel, origin = _physical(where, image, scales if has_scale else None, translations, voxel_zyx_um)
     n_channels = dict(zip(image.axes, array.shape, strict=True)).get("c", 1)
@@ -342,13 +348,15 @@ def level_path(where: str, image: StoredImage, level: int) -> str:
     return path
 
 
-def check_array(where: str, path: str, array: zarr.Array[Any], axes: tuple[str, ...]) -> None:
-    """Refuse an array that does not fit its axes or holds no numbers."""
+def check_array(where: str, path: str, array: zarr.Array[Any], axes: tuple[str, ...], kinds: str = "iuf") -> None:
+    """Refuse an array that does not fit its axes or holds numbers of another kind."""
     if array.ndim != len(axes):
         raise InvalidInputError(f"array {path!r} of {where} has {array.ndim} dimensions, but the axes are {axes}")
     if 0 in array.shape:
         raise InvalidInputError(f"array {path!r} of {where} has shape {array.shape}: there are no voxels")
-    if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
+    if array.dtype.kind not in kinds and "b" in kinds:
+        raise InvalidInputError(f"array {path!r} of {where} has dtype {array.dtype}; a mask holds integers or booleans")
+    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
         raise InvalidInputError(
             f"array {path!r} of {where} has dtype {array.dtype}; only integers and floats can be deconvolved "
             "(convert a boolean mask to uint8)"

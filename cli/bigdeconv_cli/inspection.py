@@ -1,4 +1,4 @@
-"""``bigdeconv status`` and ``validate``."""
+"""``bigdeconv status``, ``report`` and ``validate``."""
 
 from __future__ import annotations
 
@@ -40,12 +40,36 @@ def status(
         time.sleep(3)
 
 
+def report(
+    output: Output,
+    as_json: Json = False,
+    seam_probes: Annotated[
+        int | None, typer.Option("--seam-probes", metavar="N", min=0, help="Solve N seams again now, on this machine.")
+    ] = None,
+) -> None:
+    """Tell what a run did and how good its seams are; writes report.json and report.html beside the ledger."""
+    from bigdeconv import pipeline
+    from bigdeconv.storage.ledger import ledger_path
+
+    with reported(as_json=as_json):
+        values = pipeline.report(output, probes_count=seam_probes)
+    if as_json:
+        print(json.dumps(values))
+        return
+    print(values["verdict"])
+    for warning in values["warnings"]:
+        print(f"warning: {warning}")
+    print(f"Wrote {ledger_path(output) / 'report.html'}")
+
+
 def validate(
-    output: Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", show_default=False)],
+    output: Annotated[
+        str, typer.Argument(help="OME-Zarr image or plate: a path or a URL; or a folder of images.", show_default=False)
+    ],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that an image is valid OME-Zarr."""
+    """Check that an image, a plate or every image in a folder is valid OME-Zarr."""
     from bigdeconv import pipeline
 
     with reported(as_json=as_json):

@@ -34,9 +34,9 @@ class Reporter(AbstractContextManager["Reporter"]):
         plan = outline.plan
         self._voxels_per_block = plan.roi.size * len(plan.timepoints) * len(plan.channels) / plan.n_blocks
         z, y, x = plan.core_shape
-        self._say(
-            f"{plan.n_blocks} blocks of {z},{y},{x} voxels, {outline.config.method}, {outline.iterations} iterations"
-        )
+        volumes = f" in {len(outline.volumes)} volumes" if len(outline.volumes) > 1 else ""
+        method = f"{outline.config.method}, {outline.iterations} iterations"
+        self._say(f"{outline.n_blocks} blocks of {z},{y},{x} voxels{volumes}, {method}")
 
     def warned(self, sentence: str) -> None:
         """Say what the user should know, once."""
@@ -57,7 +57,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     def phase(self, name: str) -> None:
         """Say what is done now."""
         if name != "blocks":
-            self._say(f"pyramid: {name}")
+            self._say("probing seams" if name == "seams" else f"pyramid: {name}")
 
     def progressed(self, progress: Progress) -> None:
         """Show how far the blocks are."""

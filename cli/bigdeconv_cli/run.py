@@ -16,10 +16,25 @@ if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
     from bigdeconv.pipeline import Events, Summary
 
-Input = Annotated[str, typer.Argument(help="OME-Zarr image: a path or a URL.", metavar="INPUT", show_default=False)]
-Output = Annotated[str, typer.Argument(help="OME-Zarr image to be made: a path.", metavar="OUTPUT", show_default=False)]
+Input = Annotated[
+    str,
+    typer.Argument(
+        help="OME-Zarr image or plate: a path or a URL; or several images: a quoted glob, or a .txt file with one per line.",
+        metavar="INPUT",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Argument(
+        help="What is made: an OME-Zarr image, a plate, or a folder with an image of each one's name.",
+        metavar="OUTPUT",
+        show_default=False,
+    ),
+]
 PlanInput = Annotated[
-    str | None, typer.Argument(help="OME-Zarr image: a path or a URL; or --shape.", metavar="INPUT", show_default=False)
+    str | None,
+    typer.Argument(help="As of run; or --shape instead of it.", metavar="INPUT", show_default=False),
 ]
 PlanShape = Annotated[
     str | None,
@@ -75,7 +90,7 @@ def plan(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a volume would be cut, what each worker needs and what the halo costs; reads no voxel and writes no output."""
+    """Show how a volume would be cut, what each worker needs, what the halo costs and keeps; deconvolves nothing."""
     if (input is None) == (shape is None):
         usage_error("INPUT, --shape: give one of them, an image or the extent of one to come.", as_json=as_json)
     tczyx_shape = None if shape is None else _parse_shape(shape, as_json=as_json)
@@ -172,7 +187,18 @@ def _closing(summary: Summary) -> str:
     if not summary.complete:
         return f"{blocks} done, {summary.blocks_failed} failed. {_resume_hint(summary.output)}"
     counts = "".join(f", {n} voxels {name.replace('_', ' ')}" for name, n in summary.counts.items())
-    return f"{blocks} in {summary.seconds:.0f} s{counts}.\nWrote {summary.output}"
+    return f"{blocks} in {summary.seconds:.0f} s{counts}.\n{_seam_verdict(summary)}Wrote {summary.output}"
+
+
+def _seam_verdict(summary: Summary) -> str:
+    found = summary.seams
+    if found is None or found["error"] is None:
+        return ""
+    verdict = "within" if found["within_tolerance"] else "ABOVE"
+    return (
+        f"Error next to {len(found['probes'])} seams that were solved again: {found['error']:.1e}, {verdict} the tolerance of "
+        f"{found['tolerance']:g}.\n"
+    )
 
 
 def _print_plan(job: JobConfig, tczyx_shape: tuple[int, ...] | None = None, *, as_json: bool) -> None:
@@ -194,6 +220,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def _seam_text(s: dict[str, Any]) -> str:
+    if s["predicted_seam_error"] is None:
+        return "not calibrated"
+    axes = ", ".join(
+        f"{axis} {error:.1e}" for axis, error in zip("zyx", s["predicted_seam_errors"], strict=True) if error
+    )
+    if not axes:
+        return "none"
+    return f"relative error expected next to them {axes}, tolerance {s['seam_tolerance']:g}"
+
+
 def _plan_text(s: dict[str, Any]) -> str:
     def zyx(key: str) -> str:
         return ",".join(str(n) for n in s[key]) if s[key] else "none"
@@ -202,15 +239,17 @@ def _plan_text(s: dict[str, Any]) -> str:
         return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
     unit = "a GPU" if s["device_memory"] else "CPU"
+    skipped = f" ({s['blocks_skipped']} outside the mask)" if s["blocks_skipped"] else ""
+    several = f"{s['volumes']} volumes such as " if s["volumes"] > 1 else ""
     rows = [
         (
             "volume",
-            f"{zyx('volume_shape')}, {s['timepoints']} time points, {s['channels']} channels, {s['views']} views",
+            f"{several}{zyx('volume_shape')}, {s['timepoints']} time points, {s['channels']} channels, {s['views']} views",
         ),
         ("method", f"{s['method']}, {s['iterations']} iterations, PSF box {zyx('psf_shape')}"),
         (
             "blocks",
-            f"{s['n_blocks']} of {zyx('block_shape')}, halo {zyx('halo')}, blend {zyx('blend')}, FFT {zyx('fft_shape')}",
+            f"{s['n_blocks']}{skipped} of {zyx('block_shape')}, halo {zyx('halo')}, blend {zyx('blend')}, FFT {zyx('fft_shape')}",
         ),
         ("chunks", f"{zyx('chunk_shape')}, shards {zyx('shard_shape')}, {len(s['levels'])} levels"),
         (
@@ -218,7 +257,7 @@ def _plan_text(s: dict[str, Any]) -> str:
             f"{s['read_amplification']:.2f} voxels read, {s['decode_amplification']:.2f} decoded and "
             f"{s['compute_amplification']:.2f} computed per voxel written",
         ),
-        ("seams", f"{s['predicted_seam_error']:.1e} expected next to a seam (tabulated for RL)"),
+        ("seams", _seam_text(s)),
         ("workers", f"{s['workers']} of {s['threads_per_worker']} threads, {size(s['peak_bytes_per_worker'])} each"),
         *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
         *(("", f"  {size(n):>10}  on the GPU: {name}") for name, n in s["device_memory"].items()),

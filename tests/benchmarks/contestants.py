@@ -42,7 +42,7 @@ def ours(method: str, model: str, data: np.ndarray, kernel: np.ndarray) -> Run:
     def run(iterations: int) -> np.ndarray:
         settings = Settings(method, iterations, TAU, weights.sigma_default, BACKGROUND, 1.0, (1.0, 1.0, 1.0))
         blur = make_blur(kernel[None], data.shape, settings)
-        return restore(data[None], None, blur, make_prior(settings, weights), settings)
+        return restore(data[None].copy(), None, blur, make_prior(settings, weights), settings)
 
     return run
 

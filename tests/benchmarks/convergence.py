@@ -1,4 +1,4 @@
-"""How the convergent update compares with the reference: three phantoms, strengths of a tenth, one and ten times the tuned one.
+"""How the convergent update compares with the reference: three phantoms, strengths of a tenth, one and ten times the likely one.
 
 For each: the highest rise of the objective without momentum, and with it the highest and the longest; after how many
 iterations the convergent update is where the reference is after 50, with the same cap on μ; how far float32 and float64 are
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bigdeconv import models, quality
-from bigdeconv.deconvolution import MU_MAX, auto_tau
+from bigdeconv.deconvolution import MU_MAX, likely_tau
 from bigdeconv.geometry import triple
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
 from bigdeconv.physics.convolution import Blur
@@ -46,7 +46,7 @@ class Row:
     prior: str
     phantom: str
     strength: float
-    """τ over the tuned one."""
+    """τ over the likely one (`likely_tau`)."""
     rise_without_momentum: float
     rise: float
     longest_rise: int
@@ -111,11 +111,11 @@ def _curve(p: Problem, marks: Sequence[int]) -> list[dict[str, float]]:
 def problem(
     scene: Scene, model: WcrrWeights | None, strength: float, *, mu_max: float = MU_MAX, dtype: torch.dtype
 ) -> Problem:
-    """Return a problem at a strength over the tuned one; without a model the prior is TV."""
+    """Return a problem at a strength over the likely one; without a model the prior is TV."""
     if model is None:
-        tau, prior = auto_tau("rltv", scene.scale, 0, 0, 1), TotalVariation(scenes.VOXEL_ZYX_UM)
+        tau, prior = likely_tau("rltv", scene.scale, 0, 0), TotalVariation(scenes.VOXEL_ZYX_UM)
     else:
-        tau = auto_tau("garl", scene.scale, model.sigma_default, model.kappa, 1)
+        tau = likely_tau("garl", scene.scale, model.sigma_default, model.kappa)
         prior = Wcrr(model, sigma=model.sigma_default, dtype=dtype, mu_max=mu_max)
     return Problem(
         data=torch.tensor(scene.photons / scene.scale, dtype=dtype)[None],

@@ -47,7 +47,9 @@ def apart(name: str, device: str, shape: Triple, iterations: int = 50) -> float:
 
     def solve(where: str) -> np.ndarray:
         chosen = settings(method, model, where, iterations)
-        return restore(data, None, make_blur(kernel, shape, chosen), make_prior(chosen, model), chosen).astype(float)
+        return restore(data.copy(), None, make_blur(kernel, shape, chosen), make_prior(chosen, model), chosen).astype(
+            float
+        )
 
     there, here = solve(device), solve("cpu")
     return float(np.linalg.norm(there - here) / np.linalg.norm(here))

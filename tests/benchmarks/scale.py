@@ -97,7 +97,7 @@ def _run_nearly_all(connection, recipe, ledger, scheduler, result) -> None:
             raise Stopped
 
     with ledger.writing(), suppress(Stopped):
-        schedule.run_blocks(connection, recipe, (), on_finished)
+        schedule.run_blocks(connection, (recipe,), None, (), on_finished)
     for name, process in processes.items():
         cpu, rss = (b - a for a, b in zip(before[name], _cost(process), strict=True))
         setattr(result, f"{name}_growth_mb", round(rss / 1e6, 1))
@@ -115,7 +115,8 @@ def _resume(connection, recipe, ledger) -> float:
         for _ in ledger.records():  # the tally of a resumed run
             pass
         with suppress(Stopped):
-            schedule.run_blocks(connection, recipe, (r for r in ledger.records() if "block" in r), on_finished)
+            finished = (r for r in ledger.records() if "block" in r)
+            schedule.run_blocks(connection, (recipe,), None, finished, on_finished)
     return round(time.process_time() - started, 2)
 
 

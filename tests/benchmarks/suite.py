@@ -204,7 +204,7 @@ def _convergence(results: dict[str, Any]) -> str:
                 _span(row["rsnr_db"] - row["rsnr_own_mu_db"] for row in group),
             )
         )
-    head = ("Prior", "τ over tuned", "rise, no momentum", "rise (iterations)", "level with reference at")
+    head = ("Prior", "τ over likely", "rise, no momentum", "rise (iterations)", "level with reference at")
     return _table((*head, "float32 to float64", "RSNR gain, dB", "to its own μ, dB"), rows)
 
 

@@ -1,0 +1,175 @@
+"""A mask on disk: which blocks hold foreground, told without holding the mask in memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bigdeconv.errors import BigdeconvError, InvalidInputError
+from bigdeconv.geometry import Box, ceil_div, round_up, triple
+from bigdeconv.storage.arrays import read_box, resolve_location
+from bigdeconv.storage.omezarr import VolumeInfo, describe, open_group, parse_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOOKED_AT_VOXELS = 2**26
+"""Of a pyramid, the finest level of at most so many voxels is looked at."""
+BRICK = 64
+"""Least edge in z and y of what is read at a time."""
+UNPLACED_UM = (1.0, 1.0, 1.0)
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One level of an integer or boolean image, placed against a volume; where it is not 0 is foreground."""
+
+    info: VolumeInfo
+    placement: tuple[tuple[float, float], ...]
+    """Mask voxels per voxel of the volume, and where the volume's first face lies in mask voxels; z y x."""
+
+    def covers(self, zyx_shape: Sequence[int]) -> bool:
+        """Tell whether the mask reaches every voxel of the volume, give or take one of its own."""
+        faces = zip(self.placement, zyx_shape, self.info.zyx_shape, strict=True)
+        return all(first > -1 and first + step * n < size + 1 for (step, first), n, size in faces)
+
+    def occupied(self, spans: Sequence[Sequence[Span]], *, timepoint: int, channel: int) -> np.ndarray:
+        """Tell which boxes hold foreground.
+
+        Every voxel of the level is read once, a brick at a time.
+
+        Parameters
+        ----------
+        spans
+            For z, y and x, half-open ranges of the volume's voxels; the boxes are their products.
+        timepoint, channel
+            Of the mask.
+
+        Returns
+        -------
+        ndarray
+            bool, one item for each range of z, y and x.
+        """
+        z, y, x = ([self._touched(axis, span) for span in spans[axis]] for axis in range(3))
+        lower = triple(min(a for a, _ in ranges) for ranges in (z, y, x))
+        upper = triple(max(b for _, b in ranges) for ranges in (z, y, x))
+        inside = Box(lower, upper).intersect(Box.of_shape(self.info.zyx_shape))
+        z, y, x = ([(a - o, b - o) for a, b in r] for r, o in zip((z, y, x), inside.start, strict=True))
+        planes = np.zeros((inside.shape[0], len(y), len(x)), bool)
+        for front, back in self._bricks("z", inside.shape[0]):
+            rows = np.zeros((back - front, inside.shape[1], len(x)), bool)
+            for top, bottom in self._bricks("y", inside.shape[1]):
+                box = Box((front, top, 0), (back, bottom, inside.shape[2])).shift(inside.start)
+                brick = read_box(self.info, box, timepoint=timepoint, channel=channel) != 0
+                rows[:, top:bottom] = _any_over(brick, x, axis=2)
+            planes[front:back] = _any_over(rows, y, axis=1)
+        return _any_over(planes, z, axis=0)
+
+    def _touched(self, axis: int, span: Span) -> Span:
+        """Return the mask voxels that a range of the volume's touches; rounding of the metadata touches none."""
+        step, first = self.placement[axis]
+        size = self.info.zyx_shape[axis]
+        start, stop = math.floor(first + step * span[0] + 1e-6), math.ceil(first + step * span[1] - 1e-6)
+        return min(max(start, 0), size), min(max(stop, 0), size)
+
+    def _bricks(self, axis: str, extent: int) -> list[Span]:
+        position = self.info.axis_index(axis)
+        edge = BRICK if position is None else round_up(BRICK, self.info.chunk_shape[position])
+        return [(a, min(a + edge, extent)) for a in range(0, extent, edge)]
+
+
+def open_mask(location: str, volume: VolumeInfo, view_axis: str | None) -> Mask:
+    """Open a mask and place it against a volume: by both metadata, or, where the mask has none, by the ratio of extents.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no OME-Zarr image of integers or booleans, or does not fit the volume.
+    """
+    try:
+        info, placed = _describe(location)
+    except BigdeconvError as error:
+        raise InvalidInputError(f"mask: {error}; give auto, none, or an OME-Zarr image or label image.") from error
+    _check_axes(info, volume, view_axis)
+    placement = _by_metadata(info, volume) if placed else _by_extent(info, volume)
+    mask = Mask(info, placement)
+    whole = [[(0, n)] for n in volume.zyx_shape]
+    if any(a >= b for axis in range(3) for a, b in [mask._touched(axis, whole[axis][0])]):
+        raise InvalidInputError(
+            f"mask: {info.location} lies beside the volume: it begins at {_um(info)} µm (z,y,x), the volume at {_um(volume)} µm; "
+            "correct the translation or scale in its metadata."
+        )
+    return mask
+
+
+def _describe(location: str) -> tuple[VolumeInfo, bool]:
+    """Describe the level to look at, and tell whether its metadata say where it lies."""
+    where = resolve_location(location)
+    n_levels = len(parse_image(where, open_group(where).attrs.asdict()).datasets)
+    for level in range(n_levels):
+        try:
+            info, placed = describe(where, level=level, kinds="biu"), True
+        except InvalidInputError:
+            # What else may be wrong with it is wrong again.
+            info, placed = describe(where, level=level, kinds="biu", voxel_zyx_um=UNPLACED_UM), False
+        if math.prod(info.zyx_shape) <= LOOKED_AT_VOXELS:
+            break
+    return info, placed
+
+
+def _check_axes(info: VolumeInfo, volume: VolumeInfo, view_axis: str | None) -> None:
+    for axis, extent in zip(info.axes, info.shape, strict=True):
+        allowed = 1 if axis == view_axis or axis not in {"t", "c"} else volume.extent(axis)
+        if axis not in {"z", "y", "x"} and extent not in (1, allowed):
+            raise InvalidInputError(
+                f"mask: {info.location} has {extent} entries on axis {axis!r}; it must have 1"
+                + (f", or {allowed} as the volume has." if allowed > 1 else ".")
+            )
+
+
+def _by_metadata(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float], ...]:
+    """Place voxel centres by scale and translation; an axis that the mask does not store is all one voxel of it."""
+    placement = []
+    for i, axis in enumerate("zyx"):
+        if info.axis_index(axis) is None:
+            placement.append((1 / volume.zyx_shape[i], 0.0))
+            continue
+        mine, theirs = info.voxel_zyx_um[i], volume.voxel_zyx_um[i]
+        face = volume.translation_zyx_um[i] - theirs / 2 - (info.translation_zyx_um[i] - mine / 2)
+        placement.append((theirs / mine, face / mine))
+    return tuple(placement)
+
+
+def _by_extent(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float], ...]:
+    """Lay the mask over the whole volume; it must be coarser by whole factors."""
+    placement = []
+    for axis, n, m in zip("zyx", volume.zyx_shape, info.zyx_shape, strict=True):
+        factor = _whole_factor(n, m) if axis in info.axes else n
+        if factor is None:
+            raise InvalidInputError(
+                f"mask: {info.location} has shape {info.zyx_shape} (z,y,x) and no voxel size, the volume has {volume.zyx_shape}; "
+                "give it a scale in its metadata, or the volume's shape divided by whole numbers."
+            )
+        placement.append((1 / factor, 0.0))
+    return tuple(placement)
+
+
+def _whole_factor(fine: int, coarse: int) -> int | None:
+    """Return by what an axis was divided, the rest rounded either way."""
+    likely = (fine // coarse, fine // coarse + 1)
+    return next((f for f in likely if f and coarse in (fine // f, ceil_div(fine, f))), None)
+
+
+def _um(info: VolumeInfo) -> str:
+    return ",".join(f"{t:.6g}" for t in info.translation_zyx_um)
+
+
+def _any_over(flags: np.ndarray, spans: Sequence[Span], axis: int) -> np.ndarray:
+    """Replace an axis by one item per range: whether anything in it is set."""
+    before = (slice(None),) * axis
+    return np.stack([flags[(*before, slice(a, b))].any(axis=axis) for a, b in spans], axis=axis)

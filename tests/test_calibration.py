@@ -1,0 +1,103 @@
+"""What is decided before the first block, from samples of volumes whose numbers are known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bigdeconv import psf
+from bigdeconv.calibration import Sampling, calibrate
+from bigdeconv.deconvolution import Settings
+from bigdeconv.intensity import Camera
+from bigdeconv.storage.omezarr import describe
+from tests import make
+
+KERNEL = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)[None]
+
+
+def calibrated(*paths, camera=None, **given):
+    infos = [describe(path) for path in paths]
+    info = infos[0]
+    volumes = tuple((info, tuple(range(info.n_timepoints))) for info in infos)
+    sampling = Sampling(volumes, 0, None, camera or Camera(), KERNEL)
+    draft = Settings("rl", 3, 0.0, 0.0, 0.0, 1.0, info.voxel_zyx_um)
+    numbers = {"background": None, "intensity_scale": None, "output_scale": 1.0, "masked": True} | given
+    return calibrate(sampling, draft, None, **numbers, halo=(3, 6, 6), auto_tau=True, integer_output=True)
+
+
+def movie(*signals, background=20.0):
+    """One scene at several brightnesses, without noise: the background stays."""
+    one = make.scene(8, 32, 32, background=0.0, signal=400.0).astype(np.float64)
+    return np.stack([background + s * one for s in signals]).round().astype("uint16")
+
+
+class TestTime:
+    @pytest.mark.parametrize(
+        ("signals", "factor"),
+        [
+            ((1, 1, 1), None),
+            ((1, 1.8, 1.2), None),
+            ((1, 1.5, 3), 3.0),
+            ((5, 1, 2), 5.0),
+            ((1, 1, 9, 1, 1), 9.0),
+            ((1, 9, 1, 9, 1), None),
+        ],
+        ids=["constant", "less than twofold", "rising", "falling", "in the middle", "between the samples"],
+    )
+    @pytest.mark.parametrize("gain", [1.0, 0.25])
+    def test_a_foreground_that_varies_more_than_twofold_is_warned_of(self, tmp_path, signals, factor, gain):
+        data = movie(*signals)
+        path = make.volume(tmp_path / "in.zarr", data, axes="tzyx", chunk=(1, 8, 32, 32))
+        result, _ = calibrated(path, camera=Camera(gain=gain), background=20.0)
+        if factor is None:
+            assert result.warnings == ()
+            return
+        (warning,) = result.warnings
+        above = np.percentile(data.reshape(len(data), -1), 99.9, axis=1) - 20
+        sampled = sorted({0, (len(data) - 1) // 2, len(data) - 1})
+        dim, bright = (pick(sampled, key=lambda t: above[t]) for pick in (min, max))
+        found = re.search(r"varies ([\d.]+)-fold .*: ([\d.]+) counts at time point (\d), ([\d.]+) at (\d)\)", warning)
+        assert float(found[1]) == pytest.approx(factor, rel=0.06)
+        assert (int(found[3]), int(found[5])) == (dim, bright)
+        assert (float(found[2]), float(found[4])) == pytest.approx((above[dim], above[bright]), rel=1e-3)
+        assert "--timepoints" in warning
+
+    def test_an_empty_time_point_is_warned_of(self, tmp_path):
+        path = make.volume(tmp_path / "in.zarr", movie(0, 1), axes="tzyx", chunk=(1, 8, 32, 32))
+        (warning,) = calibrated(path, background=20.0)[0].warnings
+        assert "varies from nothing over time" in warning
+
+    def test_regions_that_cannot_be_read_at_one_time_point_are_compared_at_none(self, tmp_path):
+        """The bright corner is unreadable at one time point: it is no reason to call that time point dim."""
+        data = np.full((2, 8, 32, 192), 60, "uint16")
+        data[..., :64] = 320
+        path = make.volume(tmp_path / "in.zarr", data, axes="tzyx", chunk=(1, 8, 32, 64))
+        (path / "0" / "c" / "1" / "0" / "0" / "0").write_bytes(b"torn")
+        assert calibrated(path, background=20.0)[0].warnings == ()
+
+    def test_of_several_volumes_the_one_that_varies_most_is_named(self, tmp_path):
+        """Brightness that differs between volumes is no change over time."""
+        signals = {"steady.zarr": (9, 9), "some.zarr": (1, 3), "most.zarr": (1, 5)}
+        paths = [
+            make.volume(tmp_path / name, movie(*s), axes="tzyx", chunk=(1, 8, 32, 32)) for name, s in signals.items()
+        ]
+        (warning,) = calibrated(*paths, background=20.0)[0].warnings
+        assert re.search(r"varies 5\.\d-fold over time in \S*most\.zarr ", warning)
+        assert calibrated(paths[0], background=20.0)[0].warnings == ()
+
+
+class TestSampling:
+    @pytest.mark.parametrize("n", [1, 2, 8, 9, 50])
+    def test_volumes_and_time_points_are_spread_and_few(self, tmp_path, n):
+        info = describe(make.volume(tmp_path / "in.zarr", np.zeros((1, 4, 8, 8), "uint8"), axes="tzyx"))
+        volumes = tuple((replace(info, location=str(i)), tuple(range(10))) for i in range(n))
+        regions = list(Sampling(volumes, 0, None, Camera(), KERNEL).regions())
+        sampled = sorted({int(r.info.location) for r in regions})
+        assert len(sampled) == min(n, 8)
+        assert (sampled[0], sampled[-1]) == (0, n - 1)
+        assert max(np.diff(sampled), default=0) <= -(-n // 7)
+        assert {r.timepoint for r in regions} == {0, 4, 9}
+        assert {r.box.shape for r in regions} == {(4, 8, 8)}
