@@ -156,9 +156,7 @@ def _contest(results: dict[str, Any]) -> str:
     title = f"One iteration on data of {_shape(results['data_shape'])} with a PSF of {_shape(results['psf_shape'])}"
     head = (title, "CPU ns per voxel", "ns per voxel", "of the loop", "peak memory, FFT volumes")
     transforms = 2 * results["rates"]["fft_pair_ns_per_voxel"] * fft_bytes / 4 / voxels
-    return (
-        f"{_table(head, rows)}\n\nTwo pairs of whole transforms alone: {transforms:.0f} ns per voxel."
-    )
+    return f"{_table(head, rows)}\n\nTwo pairs of whole transforms alone: {transforms:.0f} ns per voxel."
 
 
 def _prior(results: dict[str, Any]) -> str:
