@@ -196,7 +196,11 @@ def _relative(m: Measured) -> dict[str, float]:
 def _errors(difference: float, rounding: float, reference: float) -> dict[str, float]:
     """Return relative errors: as stored, what rounding to the stored type explains of it, and what is left for the seam."""
     values = {"error": max(difference - rounding, 0.0), "as_stored": difference, "rounding": rounding}
-    return {name: float(f"{math.sqrt(energy / reference):.3g}") for name, energy in values.items()}
+    return {name: _short(math.sqrt(energy / reference)) for name, energy in values.items()}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _described(m: Measured) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """All benchmarks in one run: this package beside its peers, on the same arrays.
 
-python -m tests.benchmarks OUTPUT [--shape 96,224,224] [--psf 33] [--threads 1] [--peers-python FILE] [--models compact FOLDER]
+python -m tests.benchmarks OUTPUT [--shape 128,224,224] [--psf 33] [--threads 1] [--peers-python FILE] [--models compact FOLDER]
 
 Writes ``benchmarks.json`` and ``benchmarks.md`` in OUTPUT.  Peers are measured where they are installed, or where another
 interpreter has them.
@@ -20,7 +20,7 @@ from tests.benchmarks import suite
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--shape", default="96,224,224", help="of the data, z,y,x")
+    parser.add_argument("--shape", default="128,224,224", help="of the data, z,y,x")
     parser.add_argument("--psf", type=int, default=33, help="extent of the PSF")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers")
