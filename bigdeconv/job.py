@@ -550,7 +550,8 @@ def _nominal_psfs(
     radius = [min(NOMINAL_PSF_RADIUS, (n - 1) // 2) for n in volume.zyx_shape]
     kernel = psf.gaussian([r / 4 for r in radius])
     box = ",".join(str(n) for n in kernel.shape)
-    return dict.fromkeys(channels, np.stack([kernel] * n_views)), [f"No --psf is given: the plan is for a PSF box of {box} voxels."]
+    kernels = dict.fromkeys(channels, np.stack([kernel] * n_views))
+    return kernels, [f"No --psf is given: the plan is for a PSF box of {box} voxels."]
 
 
 def _refuse_unused(entries: list[tuple[int | None, int | None, str]], channels: tuple[int, ...], n_views: int) -> None:

@@ -67,6 +67,7 @@ def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
 
 
 def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
+    fault = _fault_seconds() if subject.device == "cpu" else 0.0
     views, clock = min(subject.n_views, 2), _clock(subject.device)
     kernels = np.stack([gaussian((SIGMA,) * 3)] * views)
     counts = np.random.default_rng(0).poisson(20.0, (views, *WINDOW)).astype(np.uint16)
@@ -83,7 +84,6 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
         with_prior = _settings(subject, subject.method)
         tools = make_prior(with_prior, model)
         prior = max(_mean_time(clock, lambda: restore(photons.copy(), weights, blur, tools, with_prior)) - steps, 0.0)
-    fault = _fault_seconds() if subject.device == "cpu" else 0.0
     finish = _mean_time(clock, lambda: _finish(photons[0]))
     decode, encode = codec_seconds()
     return Costs(
@@ -115,8 +115,8 @@ def _finish(estimate: np.ndarray) -> None:
 
 def _fault_seconds() -> float:
     """Return the time that the system takes to hand out a byte of fresh memory: of filling an array the first time."""
-    n = 2 * HEAP_BYTES
-    repeats, difference = 3, 0.0
+    n = HEAP_BYTES + HEAP_BYTES // 8
+    repeats, difference = 5, 0.0
     for _ in range(repeats):
         started = time.process_time()
         array = torch.empty(n, dtype=torch.uint8).fill_(1)

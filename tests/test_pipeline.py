@@ -284,7 +284,12 @@ class TestLevel:
         kernel = psf.gaussian(make.SIGMA_ZYX, truncate=3.0)
         make.psf_tiff(tmp_path / "psf.tif", kernel)
         settings = {"method": "rl", "iterations": 2, "background": 20, "intensity_scale": 100, "dtype": "float32"}
-        job = settings | {"psf_voxel_um": (0.3, 0.2, 0.2), "block_shape": (24, 32, 16), "level": 1}
+        job = settings | {
+            "psf_voxel_um": (0.3, 0.2, 0.2),
+            "block_shape": (24, 32, 16),
+            "level": 1,
+            "seam_tolerance": 1e-5,
+        }
         output = run(tmp_path, cluster_address, fine, kernel, **job)
         info = omezarr.describe(output)
         assert info.zyx_shape == coarse.shape
