@@ -32,7 +32,7 @@ FACTOR = 3.0
 MOST_STEPS = 4
 """Strengths further away from the first one than this are not tried."""
 SEED = 20250210
-WINDOW_VOXELS = 2**17
+WINDOW_VOXELS = 2**16
 """Voxels of a window that strengths are tried on, all views together."""
 LEAST_EDGE = 32
 

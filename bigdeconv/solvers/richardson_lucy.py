@@ -84,7 +84,8 @@ def init(problem: Problem) -> State:
 
 def step(problem: Problem, state: State) -> None:
     """Go one step from the momentum point ``p = x + ((t − 1)/t₊)(x − x_previous)``."""
-    t_next, momentum = _momentum(state.t, problem)
+    t_next = (1 + math.sqrt(1 + 4 * state.t**2)) / 2
+    momentum = (state.t - 1) / t_next if problem.momentum else 0.0
     point = state.previous.mul_(-momentum).add_(state.x, alpha=1 + momentum).clamp_(min=FLOOR)
     ratios = _back_projected_ratios(problem, point)
     if problem.prior is None or problem.tau == 0:
@@ -124,52 +125,26 @@ def _reference_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivi
 def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
     """Lower a function that touches the objective at ``p`` and lies above it, in the memory of ``p``.
 
-    The data term is majorised as by Richardson-Lucy, with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
-    ``Σ (Hᵀw x − e log x) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x`` and
-    without momentum they can only lower the objective.
+    The data term is majorised as by Richardson-Lucy, with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``, and ``R`` by a parabola
+    of curvature ``c`` in every voxel.  The minimum is the positive root of ``c x² + B x − e = 0`` with
+    ``B = Hᵀw + τ∇R(p) − c p``: from ``p = x``, without momentum, the objective can only fall.
 
     De Pierro, IEEE Trans. Med. Imaging 14 (1995), for separable surrogates in emission tomography.
     """
-    window = problem.blur.data_slices
-    inner, weight = point[window], sensitivity[window]
-    expected = inner * ratios[window]
-    x = previous = inner
-    t = 1.0
-    for _ in range(prior_steps(problem.blur.n_views)):
-        t, momentum = _momentum(t, problem)
-        start = x if x is previous else (x + momentum * (x - previous)).clamp_(min=FLOOR)
-        x, previous = _prior_step(problem, start, expected, weight), x
-    moved = point.mul_(ratios).div_(sensitivity)
-    moved[window] = x
-    return moved
-
-
-def prior_steps(n_views: int) -> int:
-    """Return the steps in the prior per step on the data: more where many views make a step on the data dear."""
-    return min(max(n_views // 4, 1), 4)
-
-
-def _prior_step(problem: Problem, start: Tensor, expected: Tensor, weight: Tensor) -> Tensor:
-    """Lower ``Σ (Hᵀw x − e log x) + τ R(x)``.
-
-    ``R`` is majorised by a parabola of curvature ``c`` in every voxel; the minimum is the positive root of
-    ``c x² + B x − e = 0`` with ``B = Hᵀw + τ∇R(start) − c start``.
-    """
     assert problem.prior is not None
-    curvature = problem.tau * problem.prior.curvature(start)
-    slope = problem.prior.gradient(start).mul_(problem.tau).add_(weight)
-    slope -= curvature * start
+    window = problem.blur.data_slices
+    inner = point[window]
+    expected = inner * ratios[window]
+    curvature = problem.tau * problem.prior.curvature(inner)
+    slope = problem.prior.gradient(inner).mul_(problem.tau).add_(sensitivity[window])
+    slope -= curvature * inner
     root = (slope.square() + 4 * curvature * expected).sqrt_()
     # Each form of the root is taken where it does not subtract numbers of nearly one size.
     rising = 2 * expected / (slope + root)
     falling = root.sub_(slope).div_(2 * curvature)
-    return torch.where(slope > 0, rising, falling)
-
-
-def _momentum(t: float, problem: Problem) -> tuple[float, float]:
-    """Return the next number of Nesterov's sequence and the factor of the momentum."""
-    t_next = (1 + math.sqrt(1 + 4 * t**2)) / 2
-    return t_next, (t - 1) / t_next if problem.momentum else 0.0
+    moved = point.mul_(ratios).div_(sensitivity)
+    moved[window] = torch.where(slope > 0, rising, falling)
+    return moved
 
 
 def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
 TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-GARL_KAPPAS = (0.6, 1.2, 2.4)
+GARL_KAPPAS = (1.2, 2.4, 4.8)
 GARL_SIGMAS = (0.2, 0.4, 1.0)
 """Trials for GARL, as multiples of the model's own: κ of `likely_tau`, which follows σ, and noise level."""
 
