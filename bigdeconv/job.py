@@ -301,8 +301,11 @@ def _reading_warning(plan: Plan) -> list[str]:
         return []
     better = triple(min(CHUNK, n) for n in plan.zyx_shape)
     then = replace(plan, input_chunk_shape=better).decode_amplification
-    if then > 0.9 * now:
-        return [f"Reading decodes {now:.1f} voxels per voxel written; larger blocks (more --memory) would help."]
+    if then > now / 2:
+        return [
+            f"Reading decodes {now:.1f} voxels per voxel written, most of them halo; larger blocks (--block-shape, or more "
+            "--memory) would help."
+        ]
     return [
         f"Reading decodes {now:.1f} voxels per voxel written, for the input has chunks of {zyx_text(plan.input_chunk_shape)}; "
         f"with {zyx_text(better)} it would be {then:.1f}."
