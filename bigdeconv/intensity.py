@@ -173,5 +173,7 @@ def estimate_background(samples: Sequence[np.ndarray], masks: Sequence[np.ndarra
 
 def estimate_scale(samples: Sequence[np.ndarray], masks: Sequence[np.ndarray], background: float) -> float:
     """Return the 99.9th percentile of the data above the background, in photons; 0 for a constant or empty volume."""
+    if not samples:
+        return 0.0
     values = np.concatenate([p[m] for p, m in zip(samples, masks, strict=True)])
     return float(max(np.percentile(values, SCALE_PERCENTILE) - background, 0.0)) if values.size else 0.0

@@ -422,6 +422,14 @@ def _rounded(error: float | None) -> float | None:
     return None if error is None else float(f"{error:.2g}")
 
 
+def locations_read(outline: Outline) -> list[str]:
+    """Return every path or URL that a job reads."""
+    config = outline.config
+    mask = [] if config.mask in {"auto", "none"} else [config.mask]
+    model = [config.model] if Path(config.model).exists() else []
+    return [*outline.images.locations, *(_parse_psf(entry)[2] for entry in config.psf), *mask, *model]
+
+
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyra
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.storage import collection, omezarr
-from bigdeconv.storage.arrays import is_remote, sweep_partial
+from bigdeconv.storage.arrays import is_remote, resolve_location, sweep_partial
 from bigdeconv.storage.ledger import Ledger, ledger_path
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
     with _stopping_on_termination():
         outline = jobs.inspect(config)
         if overwrite:
-            _require_replaceable(output, outline.images.locations)
+            _require_replaceable(output, jobs.locations_read(outline))
         job = jobs.prepare(outline)
         events.planned(job.outline)
         for warning in job.warnings:
@@ -197,7 +197,7 @@ def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, 
     values = _report_values(output, document, progress, found, reports.work_done(ledger.records()))
     plan = document.plan
     shown = document.images.outputs(output)[0]
-    images = reports.pictures(document.volume, shown, plan.roi, plan.channels[0], document.config.views_axis)
+    images = reports.pictures(document.volume, shown, plan, document.config.views_axis)
     ledger.write_json("report", values)
     (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
     return values
@@ -449,13 +449,13 @@ def _require_free(output: Path, *, asked_to_resume: bool) -> None:
 
 def _require_replaceable(output: Path, sources: Iterable[str]) -> None:
     """Refuse to overwrite anything but a zarr group of its own, or a folder that an earlier run has made and nobody added to."""
-    for source in sources:
+    for source in map(resolve_location, sources):
         if is_remote(source):
             continue
-        kept, doomed = Path(source.removeprefix("file://")).resolve(), output.resolve()
+        kept, doomed = Path(source).resolve(), output.resolve()
         if output.is_symlink() or kept == doomed or kept in doomed.parents or doomed in kept.parents:
             raise InvalidInputError(
-                f"output: {str(output)!r} is, holds or lies in the input, or is a link; give another path."
+                f"output: {str(output)!r} is, holds or lies in the input {source!r}, or is a link; give another path."
             )
     if output.exists() and not collection.is_group(output) and not _is_own_folder(output):
         raise OutputExistsError(
@@ -468,7 +468,11 @@ def _is_own_folder(output: Path) -> bool:
     """Tell whether all in a folder comes from the run whose ledger lies beside it."""
     if not output.is_dir() or not ledger_path(output).exists():
         return False
-    return {path.name for path in output.iterdir()} <= set(documents.load(Ledger.open(output)).images.names)
+    try:
+        made = documents.load(Ledger.open(output)).images.names
+    except StoreError:
+        return False
+    return {path.name for path in output.iterdir()} <= set(made)
 
 
 def _require_idle(output: Path) -> None:

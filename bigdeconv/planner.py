@@ -45,7 +45,7 @@ FRESH_BYTES = 60
 PRIOR_FRESH_BYTES = 80
 """Bytes of arrays that a step in the prior makes per voxel."""
 CUDA_PROCESS_BYTES = 3 * 2**30
-"""The same where a CUDA context is open in it."""
+"""Resident memory of a worker in which a CUDA context is open, before any block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Plan:
     probe_margin: Triple = (0, 0, 0)
     """Distance from the end of a window at which its error is far below the seam tolerance."""
     device_memory: tuple[tuple[str, int], ...] = ()
-    """The same for what its GPU allocates; none without a GPU."""
+    """Named terms of what a worker's GPU allocates; none without a GPU."""
     input_chunk_shape: Triple = (1, 1, 1)
     """What one read of the input decodes at least."""
 

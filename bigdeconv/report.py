@@ -30,7 +30,7 @@ MAX_VOXELS = 2**26
 """Larger levels are not read for a picture."""
 PICTURE_PIXELS = 420
 """Of the longest axis, in the sample's own proportions."""
-_SECONDS = ("read_seconds", "solve_seconds", "write_seconds")
+_SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "write_seconds")
 _COUNTS = ("not_finite", "fill", "hot", "negative", "clipped")
 
 
@@ -77,20 +77,21 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     }
 
 
-def pictures(source: VolumeInfo, output: Path, roi: Box, channel: int, view_axis: str | None) -> list[Picture]:
-    """Return projections of a channel before and after, at the first time point; those that cannot be had are left out."""
+def pictures(source: VolumeInfo, output: Path, plan: Plan, view_axis: str | None) -> list[Picture]:
+    """Return projections of the first channel and time point, before and after; those that cannot be had are left out."""
+    roi, timepoint, channel = plan.roi, plan.timepoints[0], plan.channels[0]
     after = _coarse_level(str(output), 0, None)
     if after is None:
         return []
     before = _coarse_level(source.location, source.level, after.zyx_shape)
-    found = [_picture("deconvolved", after, Box.of_shape(after.zyx_shape), 0, None)]
+    found = [_picture("deconvolved", after, Box.of_shape(after.zyx_shape), 0, 0, None)]
     if before is not None:
         ratio = [n / m for n, m in zip(before.zyx_shape, source.zyx_shape, strict=True)]
         start = triple(min(int(a * r), n - 1) for a, r, n in zip(roi.start, ratio, before.zyx_shape, strict=True))
         stop = triple(
             max(a + 1, min(int(b * r), n)) for a, b, r, n in zip(start, roi.stop, ratio, before.zyx_shape, strict=True)
         )
-        found.insert(0, _picture("measured", before, Box(start, stop), channel, view_axis))
+        found.insert(0, _picture("measured", before, Box(start, stop), timepoint, channel, view_axis))
     return [picture for picture in found if picture is not None]
 
 
@@ -149,9 +150,14 @@ def _coarse_level(location: str, first: int, like: tuple[int, int, int] | None) 
     return best if best is not None and Box.of_shape(best.zyx_shape).size <= MAX_VOXELS else None
 
 
-def _picture(title: str, info: VolumeInfo, box: Box, channel: int, view_axis: str | None) -> Picture | None:
+def _picture(
+    title: str, info: VolumeInfo, box: Box, timepoint: int, channel: int, view_axis: str | None
+) -> Picture | None:
+    views = info.extent(view_axis) if view_axis else 1
+    if views * box.size > MAX_VOXELS:
+        return None
     try:
-        found = read_box(info, box, channel=channel, view_axis=view_axis)
+        found = read_box(info, box, timepoint=timepoint, channel=channel, view_axis=view_axis)
     except BigdeconvError:
         return None
     volume = np.nan_to_num(found.astype(np.float32))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from bigdeconv import psf
+from bigdeconv import pipeline, psf
+from bigdeconv.config import make_config
+from bigdeconv.errors import InvalidInputError
 from bigdeconv.storage.ledger import ledger_path
 from tests import make
 from tests.make import RL, bigdeconv, plan_of, psf_tiff, scene, volume
@@ -616,3 +618,18 @@ def test_voxels_that_are_clipped_are_counted_and_warned_of(run):
     assert any(f"{clipped} voxels" in w and "--output-scale" in w for w in summary["warnings"])
     assert f"{clipped} voxels clipped" in result.stdout
     assert "lower --output-scale" in result.stderr
+
+
+@pytest.mark.parametrize("as_given", ["file://{}", "{}"])
+def test_overwriting_never_removes_what_is_read(tmp_path, as_given):
+    """However the input is named: as a path, as a URL of a file, or as the mask beside another input."""
+    make.volume(tmp_path / "input.zarr", make.scene(16, 24, 24))
+    make.volume(tmp_path / "other.zarr", make.scene(16, 24, 24))
+    make.psf_tiff(tmp_path / "psf.tif", psf.gaussian((1.0, 1.0, 1.0)))
+    before = make.snapshot(tmp_path / "input.zarr")
+    common = {"output": str(tmp_path / "input.zarr"), "psf": (str(tmp_path / "psf.tif"),), "method": "rl"}
+    located = as_given.format(tmp_path / "input.zarr")
+    for job in ({"input": located}, {"input": str(tmp_path / "other.zarr"), "mask": located}):
+        with pytest.raises(InvalidInputError, match="holds or lies in the input"):
+            pipeline.run(make_config(common | job), overwrite=True)
+    assert make.snapshot(tmp_path / "input.zarr") == before

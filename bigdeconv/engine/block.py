@@ -260,8 +260,7 @@ def _tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Pr
 def _kept(name: str, key: object, make: Callable[[], Any]) -> Any:
     """Return the tool of a name, made anew where it was made for another key.
 
-    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.  The entry is
-    read once: another thread may replace it meanwhile.
+    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.
     """
     entry = _TOOLS.get(name)
     if entry is None or entry[0] != key:
