@@ -852,7 +852,8 @@ def test_ctrl_c_on_a_local_cluster_stops_in_order_and_resume_finishes(
         listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
         assert len(listening) >= 3  # scheduler, dashboard, workers
         assert set(listening) == {"127.0.0.1"}
-        wait_until(lambda: make.journal_of(output), process)
+        # The progress line comes a moment after the journal's.
+        wait_until(lambda: any("/8 blocks, " in line for line in lines), process)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 4
         _, alive = psutil.wait_procs(family, timeout=5)
