@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,9 @@ def start(*arguments, cwd, own_group=False):
     """Start the command line in a process of its own, with no terminal."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BIGDECONV_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
+    if own_group:
+        # A job in a shell's background ignores interrupts, and so would what it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "bigdeconv_cli", *(str(a) for a in arguments)],
         cwd=cwd,

@@ -855,7 +855,7 @@ def test_ctrl_c_on_a_local_cluster_stops_in_order_and_resume_finishes(
         # The progress line comes a moment after the journal's.
         wait_until(lambda: any("/8 blocks, " in line for line in lines), process)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 4
+        assert process.wait(timeout=30) == 4, lines
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive
     finally:
