@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 
+PRIOR_MARGIN = 6
+"""Voxels around the data window that a prior acts on too, where the estimate reaches so far: twice the reach of learned
+filters, so that all of those that see a datum lie inside.  A prior that ends with the data leaves its outermost voxels to the
+noise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv import seams
 from bigdeconv.errors import BudgetError, InvalidInputError
-from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple, zyx_text
+from bigdeconv.geometry import PRIOR_MARGIN, Box, Grid, Triple, ceil_div, fast_length, round_up, triple, zyx_text
 from bigdeconv.levels import Level, choose_shard, plan_levels
 
 if TYPE_CHECKING:
@@ -321,11 +321,16 @@ class PriorMemory:
     """What a prior takes, beside the estimate."""
 
     window_bytes: int
-    """Work per voxel of the data window."""
+    """Work per voxel that the prior acts on."""
     fixed_bytes: int = 0
     """Work whatever the block."""
     row_bytes: int = 0
-    """What is kept from block to block, per voxel of a row of the data window."""
+    """What is kept from block to block, per voxel of a row that it acts on."""
+
+
+def prior_voxels(read: Triple, fft: Triple) -> int:
+    """Return how many voxels a prior acts on at most, for a data window and its FFT window."""
+    return math.prod(min(r + 2 * PRIOR_MARGIN, f) for r, f in zip(read, fft, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +340,7 @@ class Costs:
     fft: float = 6e-10
     """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
     prior: float = 0.0
-    """Per voxel of the data window and iteration."""
+    """Per voxel that the prior acts on and iteration."""
     prepare: float = 4e-8
     """Per voxel and view that is turned into photons."""
     fault: float = 0.0
@@ -354,10 +359,11 @@ class Costs:
         fresh = self.fault if 4 * n_fft >= HEAP_BYTES else 0.0
         # The start of the iteration costs as much as a step of it.
         transforms = (iterations + 1) * (n_views + 1) * (self.fft * math.log2(max(n_fft, 2)) + FRESH_BYTES * fresh)
-        window = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh if self.prior else 0.0)) + n_views * self.prepare
+        prior = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh if self.prior else 0.0))
+        prior *= prior_voxels(plan.read_shape, plan.fft_shape) / math.prod(plan.read_shape)
         per_voxel = (
             plan.compute_amplification * transforms
-            + plan.read_amplification * window
+            + plan.read_amplification * (prior + n_views * self.prepare)
             + plan.decode_amplification * n_views * self.decode
             + self.write
         )
@@ -467,14 +473,14 @@ def _solver_terms(request: Request, read: Triple, fft: Triple) -> tuple[tuple[st
     slabbed = (2 if views == 1 else 3) * spectrum + real
     # A GPU makes it in one piece: the product, the transform's input as the library wants it, and its output.
     transforms = slabbed if request.device_budget_bytes is None else slabbed + 2 * spectrum
-    priors = real + prior.window_bytes * n_read + prior.fixed_bytes
+    priors = real + prior.window_bytes * prior_voxels(read, fft) + prior.fixed_bytes
     return (
         ("photons", views * n_read * _photon_bytes(request)),
         ("weights", views * n_read * 4),
         ("estimate, momentum, sensitivity", 3 * real),
         ("OTFs", views * spectrum),
         (_WORK, max(transforms, priors)),
-        ("prior's filters", prior.row_bytes * read[2]),
+        ("prior's filters", prior.row_bytes * min(read[2] + 2 * PRIOR_MARGIN, fft[2])),
     )
 
 

@@ -237,7 +237,7 @@ def _shells(zyx_shape: tuple[int, ...], voxel_um: Floats) -> tuple[npt.NDArray[n
 
 
 def _decibel(signal: float, error: float) -> float:
-    return 10 * log10(signal / error) if error > 0 else inf
+    return inf if error == 0 else 10 * log10(signal / error)
 
 
 def _pair(a: npt.ArrayLike, b: npt.ArrayLike, name_a: str, name_b: str) -> tuple[Floats, Floats]:

@@ -98,8 +98,8 @@ def _split(problem: Problem, photons: float) -> list[tuple[Problem, torch.Tensor
 
 def _loss(seen: Problem, unseen: torch.Tensor, factor: float, iterations: int) -> float:
     """Return the I-divergence, but for a constant, from the unseen half to what an estimate from the seen half predicts."""
-    # With half the photons the data weigh half as much: so that the prior weighs as it would in the end, τ is doubled.
-    trial = replace(seen, tau=2 * factor * seen.tau)
+    # The noise of n photons per voxel is 1/√n of them, and where a prior grows like a modulus the best τ goes with the noise.
+    trial = replace(seen, tau=math.sqrt(2) * factor * seen.tau)
     with torch.inference_mode():
         state = init(trial)
         for _ in range(iterations):

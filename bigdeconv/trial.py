@@ -19,6 +19,7 @@ from bigdeconv.intensity import Camera, Validity
 from bigdeconv.planner import HEAP_BYTES, Costs
 from bigdeconv.psf import gaussian
 from bigdeconv.pyramid import downsample
+from bigdeconv.solvers.richardson_lucy import prior_steps, prior_window
 from bigdeconv.storage.arrays import codec_seconds
 from bigdeconv.storage.cache import remembered
 
@@ -32,7 +33,7 @@ WINDOW = (96, 104, 128)
 SIGMA = 2.0
 """Of its PSF, in voxels."""
 ITERATIONS = 3
-_VERSION = 1
+_VERSION = 2
 """Raised when what is measured changes."""
 
 
@@ -74,6 +75,7 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     plain = _settings(subject, "rl")
     blur = make_blur(kernels, WINDOW, plain)
     n_fft, n_window = math.prod(blur.fft_shape), math.prod(WINDOW)
+    n_prior = math.prod(s.stop - s.start for s in prior_window(blur))
 
     prepared = _mean_time(clock, lambda: prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0)))
     photons, weights, _ = prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0))
@@ -83,12 +85,14 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     if subject.method != "rl":
         with_prior = _settings(subject, subject.method)
         tools = make_prior(with_prior, model)
+        assert tools is not None
         prior = max(_mean_time(clock, lambda: restore(photons.copy(), weights, blur, tools, with_prior)) - steps, 0.0)
+        prior *= prior_steps(tools, subject.n_views) / prior_steps(tools, views)
     finish = _mean_time(clock, lambda: _finish(photons[0]))
     decode, encode = codec_seconds()
     return Costs(
         fft=fft,
-        prior=prior / (ITERATIONS * n_window),
+        prior=prior / (ITERATIONS * n_prior),
         prepare=prepared / (views * n_window),
         fault=fault,
         decode=decode,

@@ -25,6 +25,12 @@ WEIGHT_FLOOR = 1e-3
 # ------------------------------------------------------------------------------------------------ the forward model
 
 
+def prior_slices(data_shape, psf_shape, margin=6):
+    """Where the prior acts: on the data window and up to six voxels around it, as far as the estimate goes."""
+    ends = [(n + p - 1, s) for n, p, s in zip(data_shape, psf_shape, data_slices(data_shape, psf_shape), strict=True)]
+    return tuple(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for n, s in ends)
+
+
 def data_slices(data_shape, psf_shape):
     """Where the data window lies inside the estimate window."""
     return tuple(slice(p - 1 - p // 2, p - 1 - p // 2 + n) for n, p in zip(data_shape, psf_shape, strict=True))
@@ -234,7 +240,7 @@ def multiplicative_step(p, y, b, weights, psfs, sensitivity, tau, gradient, satu
     """``p (H^T (w y / (H p + b)) - tau grad R(p)) / H^T w``, floored."""
     ratio = y / np.maximum(forward(p, psfs) + b, FLOOR)
     ratio = np.where(saturated, np.maximum(1.0, ratio), ratio)
-    window = data_slices(y.shape[1:], psfs.shape[1:])
+    window = prior_slices(y.shape[1:], psfs.shape[1:])
     slope = np.zeros_like(p)
     slope[window] = gradient(p[window])
     return np.maximum(p * (adjoint(weights * ratio, psfs) - tau * slope) / sensitivity, FLOOR)

@@ -281,11 +281,14 @@ class TestCosts:
         assert plan.decode_amplification == pytest.approx(decoded / plan.roi.size)
 
     def test_costs_by_hand(self):
-        """Four units per FFT voxel, two per voxel read, three per voxel decoded, five per voxel written, seven per block."""
+        """Four units per FFT voxel, two per voxel of the prior, three per decoded one, five per written one, seven per block."""
         plan = make_plan(simple(timepoints=(0, 1)))
         per_fft = 4 / (3 * 2 * math.log2(math.prod(plan.fft_shape)))
         costs = Costs(fft=per_fft, prior=1.0, prepare=0.0, decode=3.0, write=5.0, block=7.0)
-        amplified = 4 * plan.compute_amplification + 2 * plan.read_amplification + 3 * plan.decode_amplification + 5
+        grown = math.prod(min(r + 12, f) / r for r, f in zip(plan.read_shape, plan.fft_shape, strict=True))
+        amplified = (
+            4 * plan.compute_amplification + 2 * grown * plan.read_amplification + 3 * plan.decode_amplification + 5
+        )
         assert costs.total(plan, 1, 2) == pytest.approx(2 * plan.roi.size * amplified + 7 * plan.n_blocks)
 
     def test_arrays_that_the_system_hands_out_anew_cost_more(self):
@@ -356,15 +359,15 @@ class TestCosts:
             "weights": 2 * 1000 * 4,
             "estimate, momentum, sensitivity": 3 * real,
             "OTFs": 2 * spectrum,
-            "FFT work, or the prior's": real + 200 * 1000 + 5000,
-            "prior's filters": 30 * 10,
+            "FFT work, or the prior's": real + 200 * 12 * 12 * 16 + 5000,
+            "prior's filters": 30 * 16,
         }
         beside = {
             "next block": 2 * 1000 * 2,
             "solved core that waits": 512 * 4,
             "last block: core, rims, levels, codecs": 512 * (4 + 8 + 8),
         }
-        gaps = {"gaps in heaps": (real + 200 * 1000 + 5000) * 3 // 4}
+        gaps = {"gaps in heaps": (real + 200 * 12 * 12 * 16 + 5000) * 3 // 4}
         assert terms == {"process": PROCESS_BYTES} | solver | gaps | beside
 
         plain = replace(request, prior=None)

@@ -36,9 +36,11 @@ BROAD = psf.gaussian((2.0, 2.5, 2.5))
 
 
 class TestAgainstTheTruth:
-    @pytest.mark.parametrize(("kernel", "photons"), [(AIRYSCAN, 100.0), (AIRYSCAN, 8.0), (BROAD, 60.0)])
-    def test_the_learned_prior_is_near_its_best(self, kernel, photons):
-        self.check("garl", kernel, photons, 0.3)
+    @pytest.mark.parametrize(
+        ("kernel", "photons", "within_db"), [(AIRYSCAN, 100.0, 0.3), (AIRYSCAN, 8.0, 0.3), (BROAD, 60.0, 0.4)]
+    )
+    def test_the_learned_prior_is_near_its_best(self, kernel, photons, within_db):
+        self.check("garl", kernel, photons, within_db)
 
     @pytest.mark.parametrize("kernel", [AIRYSCAN, BROAD], ids=["airyscan", "broad"])
     def test_tv_is_near_its_best(self, kernel):
@@ -88,12 +90,13 @@ def test_chosen_is_what_predicts_the_other_half_best():
 
 class TestUnits:
     def test_the_same_photons_in_other_units_have_the_same_strength(self):
-        """τ is in units of the intensity scale: what counts as 1 shifts it and nothing else."""
+        """TV grows with its image: what counts as 1 changes neither side of the balance, but for the ε of TV."""
         counts, _, draft = seen_through(AIRYSCAN, 60.0)
         draft = replace(draft, method="rltv", iterations=5)
-        twice = replace(draft, intensity_scale=2 * draft.intensity_scale)
-        one, other = (choose_tau([(counts, None)], AIRYSCAN[None], None, s) for s in (draft, twice))
-        assert one / other == pytest.approx(2, rel=1e-2)
+        # The same strengths are tried: the first one goes with the photons at 1.
+        other = replace(draft, intensity_scale=strength.FACTOR * draft.intensity_scale)
+        one, three = (choose_tau([(counts, None)], AIRYSCAN[None], None, s) for s in (draft, other))
+        assert one == pytest.approx(three, rel=0.1)
 
     def test_it_is_the_same_every_time(self):
         counts, _, draft = seen_through(AIRYSCAN, 60.0)

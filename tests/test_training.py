@@ -547,3 +547,19 @@ def test_command_trains_and_exports(tmp_path):
     assert "exists; give another path" in refused.output
     assert CliRunner().invoke(app, arguments).exit_code == 3
     assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
+def test_every_other_crop_has_correlated_noise_of_the_same_strength(tmp_path):
+    """White noise has nothing in common with its neighbours; the other kind has, along every axis."""
+    settings = config(noise_blur=2.0, crop_zyx=[12, 20, 20])
+    volumes, _ = training_volumes(settings, tmp_path)
+    white, correlated = [], []
+    for step in range(40):
+        batch = draw(settings, volumes, step)
+        for crop, sigma in zip(batch.noisy - batch.clean, batch.sigma, strict=True):
+            (correlated if len(correlated) < len(white) else white).append((crop / sigma * 255).numpy())
+    for noise, likeness in ((np.stack(white), 0.0), (np.stack(correlated), 0.5)):
+        assert noise.std() == pytest.approx(1, abs=0.05)
+        for axis in (1, 2, 3):
+            neighbours = np.take(noise, range(1, noise.shape[axis]), axis) * np.delete(noise, -1, axis)
+            assert neighbours.mean() == pytest.approx(likeness, abs=0.2)

@@ -15,6 +15,9 @@ class Prior(Protocol):
     ``R = 0``.
     """
 
+    steps: int
+    """Steps in the prior per step on the data of a single view."""
+
     def value(self, x: Tensor) -> float:
         """Return ``R(x)``."""
         ...

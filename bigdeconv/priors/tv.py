@@ -27,6 +27,9 @@ class TotalVariation:
     Rudin, Osher, Fatemi (1992); for Richardson-Lucy: Dey et al., Microsc. Res. Tech. 69 (2006), eq. 8.
     """
 
+    steps = 4
+    """Steps in it per step on the data of a single view: they cost next to nothing."""
+
     def __init__(self, voxel_zyx_um: tuple[float, float, float], epsilon: float = 1e-6) -> None:
         self._scales = tuple(min(voxel_zyx_um) / v for v in voxel_zyx_um)
         self._epsilon = epsilon

@@ -44,6 +44,9 @@ class Wcrr:
         How the filters are computed: `Rows` on a CPU, `Chain` elsewhere; the result is the same but for rounding.
     """
 
+    steps = 1
+    """Steps in it per step on the data of a single view: each costs more than that."""
+
     def __init__(
         self,
         weights: WcrrWeights,

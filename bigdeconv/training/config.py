@@ -73,6 +73,11 @@ class TrainingConfig(_Settings):
         4, description="Voxels at each face of a crop that do not count: few filters see them."
     )
     batch: Count = Field(4, description="Crops per step, each with a noise level of its own.")
+    noise_blur: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Widest Gaussian, in voxels, that correlates the noise of every other crop, at the same noise level: "
+        "what a deconvolution amplifies is not white.",
+    )
 
     steps: Count = Field(description="Steps of Adam; the learning rate falls to 1 % at the last one.")
     learning_rate: Positive = Field(5e-3, description="Largest learning rate.")

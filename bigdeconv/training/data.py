@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.simulation import sample, tubes
@@ -102,7 +104,7 @@ def draw(config: TrainingConfig, volumes: Sequence[Volume], step: int) -> Batch:
     rng = np.random.default_rng([config.seed, _STEP, step])
     clean = np.stack([_crop(rng, volumes, config.crop_zyx) for _ in range(config.batch)])
     sigma = rng.uniform(0, config.sigma_max, config.batch).astype(np.float32)
-    noise = rng.standard_normal(clean.shape, dtype=np.float32)
+    noise = np.stack([_noise(rng, config.crop_zyx, config.noise_blur * (i % 2)) for i in range(config.batch)])
     noisy = clean + noise * (sigma / np.float32(255))[:, None, None, None]
     return Batch(torch.from_numpy(clean), torch.from_numpy(noisy), torch.from_numpy(sigma))
 
@@ -123,6 +125,18 @@ def measured_part(volume: Volume, zyx_shape: Triple = (24, 48, 48)) -> Volume:
         )
     start = np.unravel_index(int(light.argmax()), light.shape)
     return volume[tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))]
+
+
+def _noise(rng: np.random.Generator, zyx_shape: Triple, widest: float) -> Volume:
+    """Return noise of unit variance, as through a Gaussian of random width on each axis up to the widest in voxels."""
+    noise = rng.standard_normal(zyx_shape, dtype=np.float32)
+    if widest == 0:
+        return noise
+    widths = rng.uniform(0, widest, 3)
+    impulse = np.zeros([2 * math.ceil(4 * widest) + 1] * 3)
+    impulse[tuple(n // 2 for n in impulse.shape)] = 1
+    power = np.sum(gaussian_filter(impulse, widths) ** 2)
+    return np.asarray(gaussian_filter(noise, widths, mode="wrap") / np.sqrt(power), dtype=np.float32)
 
 
 def _crop(rng: np.random.Generator, volumes: Sequence[Volume], crop_zyx: Triple) -> Volume:

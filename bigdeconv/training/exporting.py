@@ -77,6 +77,9 @@ def _data(config: TrainingConfig) -> dict[str, Any]:
     if config.volumes is not None:
         return {"volumes": Path(config.volumes).name, "scale": "maximum 1"}
     ratio, blur = data.axial_ratio, data.blur_um
+    noise = f"Gaussian, standard deviation 0 to {config.sigma_max:g}/255"
+    if config.noise_blur:
+        noise += f", in every other crop correlated over up to {config.noise_blur:g} voxels"
     return {
         "volumes": f"{data.volumes} simulated volumes of curved hollow tubes, {data.held_out} held out",
         "scale": "maximum 1",
@@ -88,7 +91,7 @@ def _data(config: TrainingConfig) -> dict[str, Any]:
         "outer_radius_um": _range(*data.outer_radius_um),
         "blur_standard_deviation_um": _range(*blur),
         "blur_standard_deviation_voxels_yx": _range(blur[0] / data.lateral_um[1], blur[1] / data.lateral_um[0]),
-        "noise": f"Gaussian, standard deviation 0 to {config.sigma_max:g}/255",
+        "noise": noise,
     }
 
 

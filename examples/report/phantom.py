@@ -40,13 +40,19 @@ class Scene:
 
 
 def microtubules(seed: int, views: int, zyx_shape: tuple[int, int, int]) -> Scene:
-    """Return pseudo-microtubules through the narrow PSFs."""
-    return _acquired(tubes(seed, zyx_shape), views, "narrow", PHOTONS, seed)
+    """Return pseudo-microtubules through the narrow PSFs: a part of a sample that goes on outside."""
+    kernels = _kernels("narrow", views)
+    around = tuple(n // 2 for n in kernels.shape[1:])
+    sample = tubes(seed, tuple(n + 2 * r for n, r in zip(zyx_shape, around, strict=True)))
+    return _acquired(
+        sample, kernels, PHOTONS, seed, tuple(slice(r, r + n) for n, r in zip(zyx_shape, around, strict=True))
+    )
 
 
 def calibration(seed: int, views: int, zyx_shape: tuple[int, int, int], aperture: str) -> Scene:
     """Return the calibration sample with few photons; ``aperture`` is wide or narrow and names the PSFs."""
-    return _acquired(simulation.calibration_target(zyx_shape, VOXEL_ZYX_UM), views, aperture, LOW_PHOTONS, seed)
+    target = simulation.calibration_target(zyx_shape, VOXEL_ZYX_UM)
+    return _acquired(target, _kernels(aperture, views), LOW_PHOTONS, seed)
 
 
 def tubes(seed: int, zyx_shape: tuple[int, int, int]) -> np.ndarray:
@@ -57,10 +63,15 @@ def tubes(seed: int, zyx_shape: tuple[int, int, int]) -> np.ndarray:
     return simulation.sample(specimen, zyx_shape, VOXEL_ZYX_UM, peak_one=True)
 
 
-def _acquired(truth: np.ndarray, views: int, aperture: str, photons: float, seed: int) -> Scene:
-    kernels = psf.airyscan(voxel_zyx_um=VOXEL_ZYX_UM, na=APERTURES[aperture], n_views=views)
-    counts = simulation.acquire(truth, kernels, photons=photons, background=BACKGROUND, seed=seed).astype(np.float32)
-    everywhere = [np.ones(view.shape, bool) for view in counts]
-    background = intensity.estimate_background(list(counts), everywhere, [n // 2 for n in kernels.shape[1:]])
-    scale = intensity.estimate_scale(list(counts), everywhere, background)
-    return Scene(truth, kernels, counts, background, scale)
+def _kernels(aperture: str, views: int) -> np.ndarray:
+    return psf.airyscan(voxel_zyx_um=VOXEL_ZYX_UM, na=APERTURES[aperture], n_views=views)
+
+
+def _acquired(sample, kernels, photons, seed, seen=(slice(None),) * 3) -> Scene:
+    """Return what is known of the part of a sample that is seen."""
+    counts = simulation.acquire(sample, kernels, photons=photons, background=BACKGROUND, seed=seed)
+    data = np.ascontiguousarray(counts[(slice(None), *seen)], dtype=np.float32)
+    everywhere = [np.ones(view.shape, bool) for view in data]
+    background = intensity.estimate_background(list(data), everywhere, [n // 2 for n in kernels.shape[1:]])
+    scale = intensity.estimate_scale(list(data), everywhere, background)
+    return Scene(np.ascontiguousarray(sample[seen]), kernels, data, background, scale)
