@@ -10,7 +10,7 @@ import torch
 from phantom import VOXEL_ZYX_UM
 
 from bigdeconv import quality
-from bigdeconv.deconvolution import MU_MAX, likely_tau
+from bigdeconv.deconvolution import MU_MAX, Settings, choose_tau, likely_tau
 from bigdeconv.physics.convolution import Blur
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
 TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-GARL_KAPPAS = (1.2, 2.4, 4.8)
-GARL_SIGMAS = (0.2, 0.4, 1.0)
+GARL_KAPPAS = (2.4, 4.8)
+GARL_SIGMAS = (0.4, 0.7, 1.0)
 """Trials for GARL, as multiples of the model's own: κ of `likely_tau`, which follows σ, and noise level."""
 
 
@@ -49,7 +49,7 @@ def problem(scene: Scene, method: Method) -> Problem:
     prior: TotalVariation | Wcrr | None = None
     if method.name == "TV":
         prior = TotalVariation(VOXEL_ZYX_UM)
-    elif method.name == "GARL":
+    elif method.model is not None:
         prior = Wcrr(method.model, sigma=method.sigma, mu_max=MU_MAX)
     z, y, x = scene.truth.shape
     return Problem(
@@ -97,6 +97,14 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
         trials.append((sum(values) / len(values), trial))
     rows = [{"sigma": t.sigma, "strength": t.strength, "rsnr_db": value} for value, t in trials]
     return max(trials, key=lambda pair: pair[0])[1], rows
+
+
+def automatic(scene: Scene, method: Method) -> Method:
+    """Return GARL with the default noise level of its model and the strength that the measurements themselves choose."""
+    sigma = method.model.sigma_default
+    settings = Settings("garl", MARKS[-1], 0.0, sigma, scene.background, scene.scale, VOXEL_ZYX_UM)
+    tau = choose_tau([(scene.photons, None)], scene.kernels, method.model, settings)
+    return replace(method, name="GARL, auto", strength=tau * scene.scale, sigma=sigma)
 
 
 def _trials(method: Method) -> list[Method]:
