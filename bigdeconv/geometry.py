@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 Triple = tuple[int, int, int]
 
 PRIOR_MARGIN = 6
-"""Voxels around the data window that a prior acts on too, where the estimate reaches so far: twice the reach of learned
-filters, so that all of those that see a datum lie inside.  A prior that ends with the data leaves its outermost voxels to the
-noise."""
+"""Voxels around the data window that a prior acts on too, where the estimate reaches so far: as many as a filter of the shipped
+models has taps beyond the first, so that all filters that see a datum lie inside.  A prior that ends with the data leaves its
+outermost voxels to the noise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,8 @@ LEAST_WORKER_BYTES = 3 * 2**30
 REMOTE_WORKER_BYTES = 8 * 2**30
 """What a worker of a running cluster is taken to have unless --memory says more."""
 WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
-"""Work of a step in the prior per voxel: the roots' terms, the gradient, and TV's differences and curvature."""
+"""Work of the steps in the prior per voxel: what goes from one to the next, the roots' terms, the gradient, and TV's differences
+and curvature."""
 DECODING_LIMIT = 3.0
 """Voxels decoded per voxel written from which on a plan warns."""
 NOMINAL_PSF_RADIUS = 16

@@ -341,6 +341,8 @@ class Costs:
     """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
     prior: float = 0.0
     """Per voxel that the prior acts on and iteration."""
+    prior_steps: int = 1
+    """Steps in the prior per iteration."""
     prepare: float = 4e-8
     """Per voxel and view that is turned into photons."""
     fault: float = 0.0
@@ -359,7 +361,7 @@ class Costs:
         fresh = self.fault if 4 * n_fft >= HEAP_BYTES else 0.0
         # The start of the iteration costs as much as a step of it.
         transforms = (iterations + 1) * (n_views + 1) * (self.fft * math.log2(max(n_fft, 2)) + FRESH_BYTES * fresh)
-        prior = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh if self.prior else 0.0))
+        prior = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh * self.prior_steps if self.prior else 0.0))
         prior *= prior_voxels(plan.read_shape, plan.fft_shape) / math.prod(plan.read_shape)
         per_voxel = (
             plan.compute_amplification * transforms

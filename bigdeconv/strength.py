@@ -52,7 +52,8 @@ def choose(problems: Sequence[Problem], photons: float, iterations: int) -> floa
     Returns
     -------
     float
-        The vertex of a parabola through the best strength tried and its neighbours, in the logarithm of τ.
+        The strength for all photons: the vertex of a parabola through the best strength tried and its neighbours, in the
+        logarithm of τ.
     """
     halves = [half for problem in problems for half in _split(problem, photons)]
     losses: dict[int, float] = {}

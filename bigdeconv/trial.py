@@ -81,18 +81,21 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     photons, weights, _ = prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0))
     steps = _mean_time(clock, lambda: restore(photons.copy(), weights, blur, None, plain))
     fft = steps / ((ITERATIONS + 1) * (views + 1) * n_fft * math.log2(n_fft))
-    prior = 0.0
+    prior, n_steps = 0.0, 1
     if subject.method != "rl":
         with_prior = _settings(subject, subject.method)
         tools = make_prior(with_prior, model)
         assert tools is not None
         prior = max(_mean_time(clock, lambda: restore(photons.copy(), weights, blur, tools, with_prior)) - steps, 0.0)
-        prior *= prior_steps(tools, subject.n_views) / prior_steps(tools, views)
+        if subject.update == "convergent":
+            n_steps = prior_steps(tools, subject.n_views)
+            prior *= n_steps / prior_steps(tools, views)
     finish = _mean_time(clock, lambda: _finish(photons[0]))
     decode, encode = codec_seconds()
     return Costs(
         fft=fft,
         prior=prior / (ITERATIONS * n_prior),
+        prior_steps=n_steps,
         prepare=prepared / (views * n_window),
         fault=fault,
         decode=decode,

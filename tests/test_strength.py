@@ -71,7 +71,7 @@ def test_chosen_is_what_predicts_the_other_half_best():
 
     def prediction_loss(tau):
         estimate = deconvolve(
-            half[0], AIRYSCAN, method="rltv", iterations=ITERATIONS, tau=2 * tau, background=0.5, intensity_scale=25.0,
+            half[0], AIRYSCAN, method="rltv", iterations=ITERATIONS, tau=2**0.5 * tau, background=0.5, intensity_scale=25.0,
             voxel_zyx_um=VOXEL_ZYX_UM,
         )  # fmt: skip
         # The estimate covers the data only: away from the faces that is all that counts.

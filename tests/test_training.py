@@ -1,5 +1,6 @@
 """Training of the learned prior: the implicit derivative, the bounds, resuming, exporting, and what is refused."""
 
+import inspect
 import json
 import math
 
@@ -520,7 +521,7 @@ def test_wrong_files_of_settings_are_named(tmp_path, text, message):
 
 
 def test_shipped_configurations_can_be_read():
-    assert "compact" in training.config_names()
+    assert {"start", "compact", "large"} <= set(training.config_names())
     assert training.load_config("compact", steps=7).steps == 7
     with pytest.raises(InvalidInputError, match="neither a readable file nor one of: compact"):
         training.load_config("unknown")
@@ -563,3 +564,8 @@ def test_every_other_crop_has_correlated_noise_of_the_same_strength(tmp_path):
         for axis in (1, 2, 3):
             neighbours = np.take(noise, range(1, noise.shape[axis]), axis) * np.delete(noise, -1, axis)
             assert neighbours.mean() == pytest.approx(likeness, abs=0.2)
+
+
+def test_the_command_begins_with_nothing_but_the_package():
+    default = inspect.signature(train_command).parameters["config"].default
+    assert training.load_config(default).warm_start is None

@@ -16,7 +16,7 @@ class Prior(Protocol):
     """
 
     steps: int
-    """Steps in the prior per step on the data of a single view."""
+    """Least steps in the prior per step on the data."""
 
     def value(self, x: Tensor) -> float:
         """Return ``R(x)``."""

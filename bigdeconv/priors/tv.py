@@ -28,7 +28,7 @@ class TotalVariation:
     """
 
     steps = 4
-    """Steps in it per step on the data of a single view: they cost next to nothing."""
+    """Least steps in it per step on the data: they cost next to nothing."""
 
     def __init__(self, voxel_zyx_um: tuple[float, float, float], epsilon: float = 1e-6) -> None:
         self._scales = tuple(min(voxel_zyx_um) / v for v in voxel_zyx_um)
@@ -64,8 +64,9 @@ class TotalVariation:
         if not differences:
             return curvature
         inverse = self._magnitude(differences).reciprocal_()
+        share = torch.empty_like(inverse)
         for axis in differences:
-            share = inverse * (2 * self._scales[axis] ** 2)
+            torch.mul(inverse, 2 * self._scales[axis] ** 2, out=share)
             curvature[_lower(x)] += share
             curvature[_upper(x, axis)] += share
         return curvature

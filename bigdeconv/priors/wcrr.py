@@ -45,7 +45,7 @@ class Wcrr:
     """
 
     steps = 1
-    """Steps in it per step on the data of a single view: each costs more than that."""
+    """Least steps in it per step on the data: each costs more than that does on a single view."""
 
     def __init__(
         self,

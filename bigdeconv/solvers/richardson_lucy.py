@@ -29,7 +29,7 @@ FLOOR = 1e-6
 SENSITIVITY_FLOOR = 1e-3
 """Least value of ``Hᵀw`` as a fraction of its maximum: far outside the data it tends to zero."""
 MOST_PRIOR_STEPS = 4
-"""Of a step on the data."""
+"""Most steps in a prior per step on the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitiv
 
     The data term is majorised as by Richardson-Lucy, with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
     ``Σ (Hᵀw x − e log x) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x``, without momentum, they
-    can only lower the objective.
+    can only lower the objective, where ``Hᵀw`` is above its floor.
     """
     assert problem.prior is not None
     window = prior_window(problem.blur)
@@ -173,9 +173,10 @@ def _prior_step(problem: Problem, start: Tensor, expected: Tensor, weight: Tenso
     curvature = problem.tau * problem.prior.curvature(start)
     slope = problem.prior.gradient(start).mul_(problem.tau).add_(weight)
     slope -= curvature * start
-    root = (slope.square() + 4 * curvature * expected).sqrt_()
+    root = slope.square().add_(4 * curvature * expected).sqrt_()
     # Each form of the root is taken where it does not subtract numbers of nearly one size.
-    rising = 2 * expected / (slope + root)
+    total = slope + root
+    rising = torch.div(expected, total, out=total).mul_(2)
     falling = root.sub_(slope).div_(2 * curvature)
     return torch.where(slope > 0, rising, falling)
 

@@ -104,7 +104,9 @@ def draw(config: TrainingConfig, volumes: Sequence[Volume], step: int) -> Batch:
     rng = np.random.default_rng([config.seed, _STEP, step])
     clean = np.stack([_crop(rng, volumes, config.crop_zyx) for _ in range(config.batch)])
     sigma = rng.uniform(0, config.sigma_max, config.batch).astype(np.float32)
-    noise = np.stack([_noise(rng, config.crop_zyx, config.noise_blur * (i % 2)) for i in range(config.batch)])
+    noise = np.stack(
+        [_noise(rng, config.crop_zyx, config.noise_blur * ((step * config.batch + i) % 2)) for i in range(config.batch)]
+    )
     noisy = clean + noise * (sigma / np.float32(255))[:, None, None, None]
     return Batch(torch.from_numpy(clean), torch.from_numpy(noisy), torch.from_numpy(sigma))
 

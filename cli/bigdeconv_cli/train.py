@@ -12,7 +12,7 @@ from bigdeconv_cli.exits import reported
 def train(
     config: Annotated[
         str, typer.Option("--config", metavar="FILE|NAME", help="YAML file with training settings, or a shipped name.")
-    ] = "compact",
+    ] = "start",
     output: Annotated[
         str, typer.Option("--output", metavar="DIR", help="Folder for checkpoints, volumes and progress.jsonl.")
     ] = "bigdeconv-training",

@@ -2,7 +2,8 @@
 
     python examples/report/run.py --seed 0 --output DIR [--small] [--table-only] [--model NAME|FILE]
 
-Needs matplotlib (``pip install bigdeconv[plot]``).  Strengths are chosen on phantoms that are not reported.
+Needs matplotlib (``pip install bigdeconv[plot]``).  Strengths are chosen on phantoms that are not reported, but for that
+of "GARL, auto", which its own measurements choose.
 
 References
 ----------

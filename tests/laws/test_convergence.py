@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bigdeconv
 from bigdeconv import models, psf, quality, simulation
 from bigdeconv.physics.convolution import Blur
+from bigdeconv.planner import prior_voxels
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.solvers.richardson_lucy import Problem, init, objective, solve, step
+from bigdeconv.solvers.richardson_lucy import Problem, init, objective, prior_steps, prior_window, solve, step
 from tests.benchmarks import convergence
 
 SHAPE = (18, 30, 31)
@@ -146,7 +151,7 @@ def test_a_strong_prior_does_no_harm():
     gains = []
     for seed in (1, 2, 3):
         truth, kernel, data = scene(seed)
-        settings = {
+        given_settings = {
             "background": 3.0,
             "intensity_scale": 60.0,
             "iterations": 50,
@@ -154,8 +159,25 @@ def test_a_strong_prior_does_no_harm():
             "voxel_zyx_um": VOXEL_UM,
         }
         ours, theirs = (
-            quality.rsnr(bigdeconv.deconvolve(data, kernel, tau=10.0, update=u, **settings), truth)
+            quality.rsnr(bigdeconv.deconvolve(data, kernel, tau=10.0, update=u, **given_settings), truth)
             for u in ("convergent", "reference")
         )
         gains.append(ours - theirs)
     assert np.mean(gains) > 1
+
+
+def test_many_views_take_more_steps_in_the_prior():
+    learned, tv = prior_of("garl"), prior_of("rltv")
+    assert [prior_steps(learned, n) for n in (1, 7, 8, 12, 16, 32)] == [1, 1, 2, 3, 4, 4]
+    assert [prior_steps(tv, n) for n in (1, 32)] == [4, 4]
+
+
+@given(st.tuples(*[st.integers(1, 20)] * 3), st.tuples(*[st.integers(1, 17)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_the_prior_acts_on_no_more_than_is_planned_for(data_shape, psf_shape):
+    blur = Blur(torch.ones((1, *psf_shape)), data_shape)
+    window = prior_window(blur)
+    assert math.prod(s.stop - s.start for s in window) <= prior_voxels(data_shape, blur.fft_shape)
+    for inner, outer in zip(blur.data_slices, window, strict=True):
+        assert outer.start <= inner.start
+        assert inner.stop <= outer.stop
