@@ -28,7 +28,7 @@ class TotalVariation:
     """
 
     steps = 4
-    """Least steps in it per step on the data: they cost next to nothing."""
+    """Least steps in it per step on the data: with one, the objective falls a third slower than that of the reference."""
 
     def __init__(self, voxel_zyx_um: tuple[float, float, float], epsilon: float = 1e-6) -> None:
         self._scales = tuple(min(voxel_zyx_um) / v for v in voxel_zyx_um)
