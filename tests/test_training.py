@@ -11,7 +11,7 @@ import typer
 from bigdeconv_cli.train import train as train_command
 from typer.testing import CliRunner
 
-from bigdeconv import training
+from bigdeconv import models, training
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.models import digest
 from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
@@ -241,6 +241,17 @@ def test_card_tells_what_was_done(trained, tmp_path):
     assert set(card["psnr_db"]) == {"σ 5/255", "σ 15/255", "σ 25/255"}
     assert set(card["psnr_db"]["σ 5/255"]) == {"noisy", "15 steps", "100 steps", "500 steps"}
     assert make_config(card["settings"]) == config()
+
+
+def test_card_sets_another_model_beside_its_own(trained, tmp_path):
+    """On the same volumes: what the model itself does there is what it does when it is the other one."""
+    folder, _ = trained
+    model = training.export(folder, tmp_path / "model.safetensors")
+    card = training.export(folder, tmp_path / "again.safetensors", compared_with=model).card
+    assert card["compared_with"] == {"name": "tiny", "psnr_db": model.card["psnr_db"]}
+    other = training.export(folder, tmp_path / "other.safetensors", compared_with=models.resolve("standin")).card
+    assert other["compared_with"]["name"] == "standin"
+    assert other["compared_with"]["psnr_db"] != other["psnr_db"] == card["psnr_db"]
 
 
 def test_export_leaves_an_existing_file_alone(trained, tmp_path):
@@ -548,6 +559,12 @@ def test_command_trains_and_exports(tmp_path):
     assert "exists; give another path" in refused.output
     assert CliRunner().invoke(app, arguments).exit_code == 3
     assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+    compared = [*arguments, "--resume", "--export", str(tmp_path / "beside.safetensors"), "--compare", "standin"]
+    assert CliRunner().invoke(app, compared).exit_code == 0
+    assert files.load(tmp_path / "beside.safetensors").card["compared_with"]["name"] == "standin"
+    nowhere = CliRunner().invoke(app, [*arguments, "--resume", "--compare", "standin"])
+    assert nowhere.exit_code == 3
+    assert "goes into the exported card" in nowhere.output
 
 
 def test_every_other_crop_has_correlated_noise_of_the_same_strength(tmp_path):

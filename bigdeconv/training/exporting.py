@@ -22,7 +22,12 @@ _STEPS = (0, 15, 100, 500)
 
 
 def export(
-    folder: str | Path, path: str | Path, *, config: TrainingConfig | None = None, device: str = "cpu"
+    folder: str | Path,
+    path: str | Path,
+    *,
+    config: TrainingConfig | None = None,
+    compared_with: WcrrWeights | None = None,
+    device: str = "cpu",
 ) -> WcrrWeights:
     """Write the model of a folder's checkpoint and return it.
 
@@ -30,7 +35,7 @@ def export(
     ``sigma_default`` to the model.
 
     Its card tells what it was trained on, how, and what it does on the busiest parts of the held-out volumes after several
-    numbers of steps.
+    numbers of steps; and what another model does there, where one is to be ``compared_with``.
 
     Raises
     ------
@@ -50,19 +55,24 @@ def export(
     plain = regularizer.weights(config, {})
     _, held_out = training_volumes(config, Path(folder))
     parts = [measured_part(volume) for volume in held_out]
-    table = evaluate(plain, config.checked_sigmas, parts, steps=_STEPS, device=torch_device(device))
+
+    def psnr_db(model: WcrrWeights) -> dict[str, dict[str, float]]:
+        table = evaluate(model, config.checked_sigmas, parts, steps=_STEPS, device=torch_device(device))
+        return {f"σ {sigma:g}/255": {_label(k): round(v, 2) for k, v in row.items()} for sigma, row in table.items()}
+
     card = {
         "name": config.name,
         "about": "weakly convex ridge regulariser, trained at the fixed point of Gaussian denoising",
         "data": _data(config),
-        "psnr_db": {
-            f"σ {sigma:g}/255": {_label(k): round(v, 2) for k, v in row.items()} for sigma, row in table.items()
-        },
+        "psnr_db": psnr_db(plain),
         "steps_trained": int(state["step"]),
         "seed": config.seed,
         "digest": models.digest(plain),
         "settings": config.model_dump(mode="json"),
     }
+    if compared_with is not None:
+        other = compared_with.card.get("name", models.digest(compared_with))
+        card["compared_with"] = {"name": other, "psnr_db": psnr_db(compared_with)}
     finished = regularizer.weights(config, card)
     files.save(path, finished)
     return finished
