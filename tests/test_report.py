@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,17 @@ pytest.importorskip("matplotlib", reason="the example needs the extra `plot`")
 def report(tmp_path_factory):
     """Folder of one small run of the command."""
     folder = tmp_path_factory.mktemp("report")
+    run(folder, "run.py", "--small", "--seed", "0", "--output", str(folder))
+    return folder
+
+
+def run(folder, script, *arguments):
+    """Run a script of the example and return what it prints; matplotlib keeps its own files in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder / "mpl")}
-    command = [sys.executable, "examples/report/run.py", "--small", "--seed", "0", "--output", str(folder)]
+    command = [sys.executable, f"examples/report/{script}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    return folder
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +74,18 @@ def test_the_learned_prior_lets_the_iterations_go_on(rsnr_db, method):
 def test_tv_keeps_the_noise_down(rsnr_db):
     assert max(rsnr_db["TV"].values()) > max(rsnr_db["RL"].values()) - 0.1
     assert rsnr_db["TV"]["50"] > rsnr_db["RL"]["50"] + 0.1
+
+
+def test_seeds_are_compared_by_their_rows(tmp_path):
+    """What is gained is the difference of the rows that are printed."""
+    arguments = ("--small", "--seeds", "0", "--models", "compact", "--given", "standin,5,100")
+    printed = run(tmp_path, "seeds.py", *arguments)
+    rows = {}
+    for line in printed.splitlines():
+        if found := re.match(r" +0  (\w+) ?(.*?)  +\d+: ", line):
+            numbers = [float(value) for value in re.findall(r"\d+: (-?[\d.]+)", line)]
+            rows.setdefault(found[1], []).append(numbers)
+    last = rows["GARL"][0][-1]
+    for other in ("RL", "TV", "standin"):
+        (gain,) = re.findall(rf"compact over {'given' if other == 'standin' else other}: .* ([+-][\d.]+) dB", printed)
+        assert float(gain) == pytest.approx(last - max(map(max, rows[other])), abs=0.011)
