@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from bigdeconv import probes
+from bigdeconv.document import description
 from bigdeconv.errors import BigdeconvError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.storage import omezarr
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from bigdeconv.document import Document
     from bigdeconv.planner import Plan
     from bigdeconv.storage.omezarr import VolumeInfo
 
@@ -40,6 +43,35 @@ class Picture:
 
     title: str
     png: bytes
+
+
+def values_of(
+    output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all that a report says, as plain values."""
+    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    described = description(document)
+    return {
+        "name": output.name,
+        **{k: v for k, v in progress.items() if k != "output"},
+        "good": good,
+        "verdict": _verdict(progress, seams),
+        "warnings": [*document.warnings, *probes.warnings(seams)],
+        "seams": seams,
+        "work": work,
+        "plan": plan_values(document.plan) | {"blocks": document.n_blocks, "volumes": len(document.volumes)},
+        "channels": described["channels"],
+        "settings": {k: v for k, v in described["settings"].items() if v is not None},
+        "versions": described["versions"] | {"digest": document.digest},
+    }
+
+
+def _verdict(progress: dict[str, Any], seams: dict[str, Any] | None) -> str:
+    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
+    if seams is None or seams["error"] is None:
+        return blocks
+    relation = "within" if seams["within_tolerance"] else "ABOVE"
+    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
 
 
 def work_done(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
