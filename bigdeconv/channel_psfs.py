@@ -15,44 +15,68 @@ from bigdeconv.storage.psf_files import read_psf
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
-    from bigdeconv.storage.omezarr import VolumeInfo
+    from bigdeconv.inputs import Inputs
+
+    Entry = tuple[int | None, int | None, str]
+    """Channel, view and file; None for every channel, and for a file that serves all views."""
 
 NOMINAL_RADIUS = 16
 """Radius in voxels of the PSF that a volume which does not exist yet is planned with where none is given."""
 
 
-def read(
-    config: JobConfig, volumes: tuple[VolumeInfo, ...], channels: tuple[int, ...], n_views: int
-) -> tuple[dict[int, np.ndarray], list[str]]:
-    """Read and prepare the PSFs of every channel, ``v z y x``; none may be wider than the narrowest volume."""
+def files(config: JobConfig) -> list[str]:
+    """Return the files that the settings name."""
+    return [file for _, _, file in map(_parse, config.psf)]
+
+
+def are_nominal(config: JobConfig, inputs: Inputs) -> bool:
+    """Tell whether nobody has measured the PSF, nor the volume."""
+    return inputs.imagined and not config.psf
+
+
+def read(config: JobConfig, inputs: Inputs) -> tuple[dict[int, np.ndarray], list[str]]:
+    """Read and prepare the PSFs of a job.
+
+    Returns
+    -------
+    tuple
+        PSFs ``v z y x`` by channel, none wider than the narrowest volume, and what the user should know of them.
+
+    Raises
+    ------
+    InvalidInputError
+        If a channel or view has none, or a file cannot serve as one.
+    """
+    if are_nominal(config, inputs):
+        return _nominal(inputs)
     if not config.psf:
         raise InvalidInputError("psf: is missing; give --psf FILE (TIFF or npy), one voxel of value 1 for none.")
     entries = [_parse(entry) for entry in config.psf]
-    _refuse_unused(entries, channels, n_views)
+    _refuse_unused(entries, inputs)
     prepared: dict[tuple[str, ...], psf.PreparedPSF] = {}
     kernels: dict[int, np.ndarray] = {}
     warnings: list[str] = []
-    for channel in channels:
-        files = _files_of_channel(entries, channel, n_views)
-        if files not in prepared:
-            prepared[files] = _prepare(files, config, volumes, n_views)
-            warnings += prepared[files].notes
-        kernels[channel] = prepared[files].kernels
+    for channel in inputs.channels:
+        chosen = _files_of_channel(entries, channel, inputs.n_views)
+        if chosen not in prepared:
+            prepared[chosen] = _prepare(chosen, config, inputs)
+            warnings += prepared[chosen].notes
+        kernels[channel] = prepared[chosen].kernels
     return kernels, warnings
 
 
-def nominal(volume: VolumeInfo, channels: tuple[int, ...], n_views: int) -> tuple[dict[int, np.ndarray], list[str]]:
+def _nominal(inputs: Inputs) -> tuple[dict[int, np.ndarray], list[str]]:
     """Return a Gaussian of four standard deviations' radius for all channels and views; it ends where a thin volume does."""
-    radius = [min(NOMINAL_RADIUS, (n - 1) // 2) for n in volume.zyx_shape]
+    radius = [min(NOMINAL_RADIUS, (n - 1) // 2) for n in inputs.volume.zyx_shape]
     kernel = psf.gaussian([r / 4 for r in radius])
     box = ",".join(str(n) for n in kernel.shape)
-    kernels = dict.fromkeys(channels, np.stack([kernel] * n_views))
+    kernels = dict.fromkeys(inputs.channels, np.stack([kernel] * inputs.n_views))
     return kernels, [f"No --psf is given: the plan is for a PSF box of {box} voxels."]
 
 
-def _refuse_unused(entries: list[tuple[int | None, int | None, str]], channels: tuple[int, ...], n_views: int) -> None:
+def _refuse_unused(entries: list[Entry], inputs: Inputs) -> None:
     for channel, view, file in entries:
-        if (channel is not None and channel not in channels) or (view is not None and view >= n_views):
+        if (channel is not None and channel not in inputs.channels) or (view is not None and view >= inputs.n_views):
             raise InvalidInputError(
                 f"psf: {file!r} is for {_place(channel, view)}, which the job does not have; drop it."
             )
@@ -68,12 +92,7 @@ def _place(channel: int | None, view: int | None) -> str:
     return ", ".join(f"{name} {number}" for name, number in named if number is not None)
 
 
-def files(config: JobConfig) -> list[str]:
-    """Return the files that the settings name."""
-    return [file for _, _, file in map(_parse, config.psf)]
-
-
-def _parse(entry: str) -> tuple[int | None, int | None, str]:
+def _parse(entry: str) -> Entry:
     """Split ``C1.V3=FILE`` into channel, view and file; what is not said is None."""
     match = re.fullmatch(r"(?:C(\d+))?\.?(?:V(\d+))?=(.+)", entry)
     if match is None:
@@ -82,7 +101,7 @@ def _parse(entry: str) -> tuple[int | None, int | None, str]:
     return channel, view, match[3]
 
 
-def _files_of_channel(entries: list[tuple[int | None, int | None, str]], channel: int, n_views: int) -> tuple[str, ...]:
+def _files_of_channel(entries: list[Entry], channel: int, n_views: int) -> tuple[str, ...]:
     mine = [e for e in entries if e[0] in (None, channel)]
     # What names the channel goes before what is for all.
     mine.sort(key=lambda e: e[0] is None)
@@ -98,10 +117,8 @@ def _files_of_channel(entries: list[tuple[int | None, int | None, str]], channel
     return (whole[0],)
 
 
-def _prepare(
-    files: tuple[str, ...], config: JobConfig, volumes: tuple[VolumeInfo, ...], n_views: int
-) -> psf.PreparedPSF:
-    arrays = [read_psf(file) for file in files]
+def _prepare(chosen: tuple[str, ...], config: JobConfig, inputs: Inputs) -> psf.PreparedPSF:
+    arrays, name = [read_psf(file) for file in chosen], Path(chosen[0]).name
     if len({a.shape for a in arrays}) > 1:
         raise InvalidInputError(
             f"psf: the files of one channel's views have shapes {[a.shape for a in arrays]}; give one shape."
@@ -109,14 +126,14 @@ def _prepare(
     array = arrays[0] if len(arrays) == 1 else np.stack(arrays)
     prepared = psf.prepare(
         array,
-        voxel_zyx_um=volumes[0].voxel_zyx_um,
+        voxel_zyx_um=inputs.volume.voxel_zyx_um,
         psf_voxel_zyx_um=config.psf_voxel_um,
-        volume_zyx_shape=triple(min(extents) for extents in zip(*(v.zyx_shape for v in volumes), strict=True)),
-        name=f"psf {Path(files[0]).name}",
+        volume_zyx_shape=triple(min(extents) for extents in zip(*(v.zyx_shape for v in inputs.volumes), strict=True)),
+        name=f"psf {name}",
     )
-    if len(prepared.kernels) != n_views:
+    if len(prepared.kernels) != inputs.n_views:
         raise InvalidInputError(
-            f"psf: {Path(files[0]).name!r} holds {len(prepared.kernels)} views, the data {n_views}; say the axis of the views "
+            f"psf: {name!r} holds {len(prepared.kernels)} views, the data {inputs.n_views}; say the axis of the views "
             "with --views-axis, and give a PSF for each."
         )
     return prepared

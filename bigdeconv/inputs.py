@@ -1,7 +1,8 @@
-"""What a job reads: the volumes that its settings name, described, and the part of them that it is for."""
+"""What a job reads: the volumes that its settings name, described, and which part of them it is for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +17,54 @@ if TYPE_CHECKING:
     from bigdeconv.storage.omezarr import VolumeInfo
 
 
-def find(config: JobConfig, tczyx_shape: tuple[int, ...] | None) -> tuple[Collection, tuple[VolumeInfo, ...]]:
-    """Find and describe the volumes of a job, or imagine one."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Volumes with their channels and views; no voxel of them has been read."""
+
+    images: Collection
+    volumes: tuple[VolumeInfo, ...]
+    """Described alike but for their shapes."""
+    channels: tuple[int, ...]
+    n_views: int
+    imagined: bool
+    """Whether the one volume does not exist yet."""
+
+    @property
+    def volume(self) -> VolumeInfo:
+        """The first volume; the others have its axes, dtype, voxel size, channels and views."""
+        return self.volumes[0]
+
+
+def find(config: JobConfig, tczyx_shape: tuple[int, ...] | None) -> Inputs:
+    """Find and describe the volumes of a job, or imagine one of the given extent.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are not alike, or a setting names an axis or a channel that they do not have.
+    """
     if tczyx_shape is None:
         images = find_images(config.input)
-        return images, _describe(config, images)
+        volumes = _describe(config, images)
+    else:
+        images, volumes = Collection(("",)), (_imagine(config, tczyx_shape),)
+    volume, view_axis = volumes[0], config.views_axis
+    _check_axes(volume, view_axis)
+    channels = (0,) if view_axis == "c" else select("channels", config.channels, volume.n_channels)
+    n_views = volume.extent(view_axis) if view_axis else 1
+    return Inputs(images, volumes, channels, n_views, imagined=tczyx_shape is not None)
+
+
+def _imagine(config: JobConfig, tczyx_shape: tuple[int, ...]) -> VolumeInfo:
     if config.mask not in {"auto", "none"}:
         raise InvalidInputError("mask, shape: a volume that does not exist yet has no labels; drop --mask.")
     dtype = "uint16" if config.dtype == "auto" else config.dtype
-    voxel_um = _triple_or_none(config.voxel_um) or (1.0, 1.0, 1.0)
-    return Collection(("",)), (omezarr.imagine(tczyx_shape, dtype=dtype, voxel_zyx_um=voxel_um),)
+    return omezarr.imagine(tczyx_shape, dtype=dtype, voxel_zyx_um=_voxel_um(config) or (1.0, 1.0, 1.0))
 
 
 def _describe(config: JobConfig, images: Collection) -> tuple[VolumeInfo, ...]:
-    voxel_um = _triple_or_none(config.voxel_um)
-    volumes = tuple(omezarr.describe(where, level=config.level, voxel_zyx_um=voxel_um) for where in images.locations)
+    where, voxel_um = images.locations, _voxel_um(config)
+    volumes = tuple(omezarr.describe(one, level=config.level, voxel_zyx_um=voxel_um) for one in where)
     for other in volumes[1:]:
         _require_alike(volumes[0], other, config.views_axis)
     return volumes
@@ -57,8 +91,14 @@ def _require_alike(first: VolumeInfo, other: VolumeInfo, view_axis: str | None) 
             )
 
 
-def check_axes(volume: VolumeInfo, view_axis: str | None) -> None:
-    """Refuse an axis that means nothing here."""
+def _check_axes(volume: VolumeInfo, view_axis: str | None) -> None:
+    """Refuse views along an axis that cannot hold them, and an axis that means nothing here."""
+    if view_axis in {"z", "y", "x"}:
+        raise InvalidInputError(
+            f"views-axis: got {view_axis!r}, an axis of space; give the axis along which the views lie."
+        )
+    if view_axis is not None and volume.axis_index(view_axis) is None:
+        raise InvalidInputError(f"views-axis: the volume has no axis {view_axis!r}; it has {', '.join(volume.axes)}.")
     strange = [a for a in volume.axes if a not in {"t", "c", "z", "y", "x", view_axis}]
     if strange:
         raise InvalidInputError(
@@ -89,8 +129,8 @@ def roi(config: JobConfig, volume: VolumeInfo) -> Box | None:
     return box
 
 
-def _triple_or_none(value: Any) -> tuple[float, float, float] | None:
-    if value is None:
+def _voxel_um(config: JobConfig) -> tuple[float, float, float] | None:
+    if config.voxel_um is None:
         return None
-    z, y, x = value
+    z, y, x = config.voxel_um
     return z, y, x

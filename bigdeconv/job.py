@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bigdeconv import calibration, channel_psfs, halo, inputs, machine, models, request
 from bigdeconv.deconvolution import MU_MAX, Settings, likely_tau
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import CHUNK, Costs, Plan, make_plan
+from bigdeconv.planner import CHUNK, make_plan
 from bigdeconv.storage.mask import blocks_outside
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
+    from bigdeconv.inputs import Inputs
+    from bigdeconv.planner import Costs, Plan, Request
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.collection import Collection
     from bigdeconv.storage.omezarr import VolumeInfo
@@ -132,51 +134,60 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
     BigdeconvError
         If anything does not fit; the sentence says what to do.
     """
-    images, volumes = inputs.find(config, tczyx_shape)
-    volume = volumes[0]
-    view_axis = config.views_axis
-    if view_axis in {"z", "y", "x"}:
-        raise InvalidInputError(
-            f"views-axis: got {view_axis!r}, an axis of space; give the axis along which the views lie."
-        )
-    if view_axis is not None and volume.axis_index(view_axis) is None:
-        raise InvalidInputError(f"views-axis: the volume has no axis {view_axis!r}; it has {', '.join(volume.axes)}.")
-    inputs.check_axes(volume, view_axis)
-    channels = (0,) if view_axis == "c" else inputs.select("channels", config.channels, volume.n_channels)
-    n_views = volume.extent(view_axis) if view_axis else 1
-    nominal_psf = tczyx_shape is not None and not config.psf
-    if nominal_psf:
-        kernels, warnings = channel_psfs.nominal(volume, channels, n_views)
-    else:
-        kernels, warnings = channel_psfs.read(config, volumes, channels, n_views)
+    found = inputs.find(config, tczyx_shape)
+    kernels, warnings = channel_psfs.read(config, found)
     model = models.resolve(config.model) if config.method == "garl" else None
-    warnings += _model_notes(config, volume, model)
-    if config.keep_bits is not None and request.output_dtype(config, volume) != "float32":
+    warnings += _model_notes(config, found.volume, model)
+    if config.keep_bits is not None and request.output_dtype(config, found.volume) != "float32":
         raise InvalidInputError(
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
-    workers, threads, cuda = machine.local_workers(config)
-    costs = request.measure_costs(config, model, n_views, threads, cuda=cuda)
-    common = request.for_job(config, volumes, channels, kernels, model, workers=workers, costs=costs, cuda=cuda)
-    nominal = _nominal_settings(config, volume.voxel_zyx_um, model)
-
-    def plan_one(volume: VolumeInfo) -> tuple[Plan, list[str]]:
-        own = request.for_volume(volume, common, config)
-        # To a PSF that nobody has measured no halo is calibrated.
-        plan = make_plan(own) if nominal_psf else halo.make_plan(own, nominal, kernels.values(), model)
-        return plan, [*halo.warnings(plan, own), *_reading_warning(plan)]
-
-    # Volumes of one layout share a plan.
-    made = {layout: plan_one(volume) for layout, volume in {request.layout(v): v for v in volumes}.items()}
-    warnings += dict.fromkeys(sentence for _, sentences in made.values() for sentence in sentences)
-    plans = tuple(made[request.layout(volume)][0] for volume in volumes)
-    outside = None
-    if config.mask not in {"auto", "none"}:
-        outside, notes = blocks_outside(config.mask, volumes, plans, view_axis)
-        warnings += notes
+    shares = machine.share_out(config)
+    asked = request.for_job(config, found, kernels, model, shares)
+    plans, notes = _plans(config, found, asked, kernels, model)
+    warnings += notes
+    outside, notes = _outside_mask(config, found, plans)
+    warnings += notes
     return Outline(
-        config, images, volumes, plans, kernels, model, outside, workers, threads, cuda, costs, tuple(warnings)
+        config=config,
+        images=found.images,
+        volumes=found.volumes,
+        plans=plans,
+        kernels=kernels,
+        model=model,
+        outside=outside,
+        workers=shares.workers,
+        threads=shares.threads,
+        cuda=shares.cuda,
+        costs=asked.costs,
+        warnings=tuple(warnings),
     )
+
+
+def _plans(
+    config: JobConfig, found: Inputs, asked: Request, kernels: dict[int, np.ndarray], model: WcrrWeights | None
+) -> tuple[tuple[Plan, ...], list[str]]:
+    """Return a plan for each volume, and what the user should know of them; volumes of one layout share a plan."""
+    nominal = _nominal_settings(config, found.volume.voxel_zyx_um, model)
+    made: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan] = {}
+    notes: list[str] = []
+    for volume in found.volumes:
+        layout = volume.shape, volume.chunk_shape
+        if layout in made:
+            continue
+        own = request.for_volume(volume, asked, config)
+        # To a PSF that nobody has measured no halo is calibrated.
+        measured = not channel_psfs.are_nominal(config, found)
+        plan = halo.make_plan(own, nominal, kernels.values(), model) if measured else make_plan(own)
+        made[layout] = plan
+        notes += [*halo.warnings(plan, own), *_reading_warning(plan)]
+    return tuple(made[volume.shape, volume.chunk_shape] for volume in found.volumes), list(dict.fromkeys(notes))
+
+
+def _outside_mask(config: JobConfig, found: Inputs, plans: tuple[Plan, ...]) -> tuple[np.ndarray | None, list[str]]:
+    if config.mask in {"auto", "none"}:
+        return None, []
+    return blocks_outside(config.mask, found.volumes, plans, config.views_axis)
 
 
 def _model_notes(config: JobConfig, volume: VolumeInfo, model: WcrrWeights | None) -> list[str]:
@@ -220,6 +231,7 @@ def prepare(outline: Outline) -> Job:
     settings: dict[int, Settings] = {}
     calibrations: dict[int, ChannelCalibration] = {}
     draft = _draft_settings(config, outline.volume.voxel_zyx_um, outline.model)
+    given = _given_numbers(outline)
     for channel in outline.plan.channels:
         sampling = calibration.Sampling(
             volumes=tuple((v, plan.timepoints) for v, plan in zip(outline.volumes, outline.plans, strict=True)),
@@ -227,20 +239,21 @@ def prepare(outline: Outline) -> Job:
             view_axis=config.views_axis,
             camera=camera(config),
             kernels=outline.kernels[channel],
+            masked=config.mask != "none",
         )
         calibrations[channel], settings[channel] = calibration.calibrate(
-            sampling,
-            draft,
-            outline.model,
-            background=_number(config.background),
-            intensity_scale=_number(config.intensity_scale),
-            output_scale=_number(config.output_scale),
-            masked=config.mask != "none",
-            halo=outline.halo,
-            auto_tau=config.tau == "auto",
-            integer_output=outline.output_dtype == "uint16",
+            sampling, draft, outline.model, given, outline.halo
         )
     return Job(outline, settings, calibrations)
+
+
+def _given_numbers(outline: Outline) -> calibration.Given:
+    config = outline.config
+    # What is stored as it is needs no room to grow.
+    scale = 1.0 if config.output_scale == "auto" and outline.output_dtype != "uint16" else config.output_scale
+    return calibration.Given(
+        *(None if n == "auto" else n for n in (config.background, config.intensity_scale, config.tau, scale))
+    )
 
 
 def _draft_settings(config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None) -> Settings:
@@ -331,7 +344,3 @@ def locations_read(outline: Outline) -> list[str]:
 def camera(config: JobConfig) -> Camera:
     """Return the camera that the settings describe."""
     return Camera(config.camera_offset, config.gain, config.read_noise)
-
-
-def _number(value: float | Literal["auto"]) -> float | None:
-    return None if value == "auto" else value

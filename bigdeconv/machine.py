@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from bigdeconv.deconvolution import cuda_device_count
+from bigdeconv.deconvolution import cuda_device_count, device_memory_bytes
 from bigdeconv.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,22 +24,47 @@ REMOTE_WORKER_BYTES = 8 * 2**30
 """What a worker of a running cluster is taken to have unless --memory says more."""
 
 
-def local_workers(config: JobConfig) -> tuple[int, int, bool]:
-    """Return processes, threads for each, and whether each gets a GPU."""
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """So many workers of this machine, and what each of them gets."""
+
+    workers: int
+    threads: int
+    cuda: bool
+    """Whether each has a GPU of its own."""
+    budget_bytes: int
+    device_budget_bytes: int | None
+    """Of its GPU's memory."""
+
+
+def share_out(config: JobConfig) -> Shares:
+    """Return what each worker gets: one worker per GPU, or one per core as memory allows, unless the settings say how many.
+
+    Raises
+    ------
+    InvalidInputError
+        If a GPU is asked for where there is none.
+    """
     cores = len(os.sched_getaffinity(0))
     gpus = 0 if config.device == "cpu" else cuda_device_count()
     if config.device == "cuda" and gpus == 0 and config.scheduler is None:
         raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
-    if gpus:
-        count = min(config.workers or gpus, gpus)
-        return count, max(cores // count, 1), True
+    workers = min(config.workers or gpus, gpus) if gpus else config.workers or _workers_that_fit(config, cores)
+    return Shares(
+        workers,
+        threads=max(cores // workers, 1),
+        cuda=gpus > 0,
+        budget_bytes=_budget_bytes(config, workers),
+        device_budget_bytes=int(DEVICE_SHARE * device_memory_bytes()) if gpus else None,
+    )
+
+
+def _workers_that_fit(config: JobConfig, cores: int) -> int:
     memory = LEAST_WORKER_BYTES if config.memory == "auto" else config.memory
-    count = config.workers or max(min(cores, int(MEMORY_SHARE * _memory_bytes() // memory)), 1)
-    return count, max(cores // count, 1), False
+    return max(min(cores, int(MEMORY_SHARE * _memory_bytes() // memory)), 1)
 
 
-def budget_bytes(config: JobConfig, workers: int) -> int:
-    """Return the memory that each worker may take."""
+def _budget_bytes(config: JobConfig, workers: int) -> int:
     if config.memory != "auto":
         return config.memory
     if config.scheduler is not None:

@@ -168,10 +168,9 @@ def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, 
     found = ledger.certificate()
     if progress["state"] == "complete" and (found is None or probes_count is not None):
         found = _probe_again(output, ledger, document, probes_count) or found
-    values = reports.values_of(output, document, progress, found, reports.work_done(ledger.records()))
-    plan = document.plan
+    values = reports.values_of(document, progress, found, ledger.records())
     shown = document.images.outputs(output)[0]
-    images = reports.pictures(document.volume, shown, plan, document.config.views_axis)
+    images = reports.pictures(document.volume, shown, document.plan, document.config.views_axis)
     ledger.write_json("report", values)
     (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
     return values
@@ -195,16 +194,12 @@ def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     ledger = Ledger.open(output)
     guards.require_idle(output)
     document = documents.load(ledger)
-    tally = Tally(document.blocks_outside, document.blocks_outside)
-    complete = False
-    for record in ledger.records():
-        tally.add(record)
-        complete |= bool(record.get("complete"))
+    tally = Tally.of(ledger.records(), document.blocks_outside)
     if not output.exists() and tally.blocks > document.blocks_outside:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
-    if complete:
+    if tally.complete:
         done = Progress(document.n_blocks, tally.blocks, tally.skipped)
         summary = summarise(output, done, tally, document.warnings)
         _add_certificate(summary, ledger.certificate(), [])
@@ -224,9 +219,7 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         _ensure_output(output, document)
         threads = document.threads if connection.is_local else None
         recipes = documents.make_recipes(document, ledger, output, threads=threads)
-        tally = Tally(document.blocks_outside, document.blocks_outside)
-        for record in ledger.records():
-            tally.add(record)
+        tally = Tally.of(ledger.records(), document.blocks_outside)
 
         def on_finished(record: dict[str, Any], progress: Progress) -> None:
             ledger.append(record)

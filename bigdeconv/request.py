@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdeconv import inputs, machine, models, trial
-from bigdeconv.deconvolution import DEFAULT_ITERATIONS, device_memory_bytes
+from bigdeconv import inputs, models, trial
+from bigdeconv.deconvolution import DEFAULT_ITERATIONS
 from bigdeconv.geometry import triple
-from bigdeconv.planner import Costs, PriorMemory, Request
+from bigdeconv.planner import PriorMemory, Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
+    from bigdeconv.inputs import Inputs
+    from bigdeconv.machine import Shares
+    from bigdeconv.planner import Costs
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
 
@@ -24,31 +27,23 @@ and curvature."""
 
 
 def for_job(
-    config: JobConfig,
-    volumes: tuple[VolumeInfo, ...],
-    channels: tuple[int, ...],
-    kernels: dict[int, np.ndarray],
-    model: WcrrWeights | None,
-    *,
-    workers: int,
-    costs: Costs,
-    cuda: bool,
+    config: JobConfig, found: Inputs, kernels: dict[int, np.ndarray], model: WcrrWeights | None, shares: Shares
 ) -> Request:
-    """Return what the plans of all volumes are made from; `for_volume` completes it."""
-    volume, kernel = volumes[0], next(iter(kernels.values()))
+    """Return what the plans of all volumes are made from, costs measured here among it; `for_volume` completes it."""
+    volume = found.volume
     return Request(
         zyx_shape=volume.zyx_shape,
         psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
         voxel_zyx_um=volume.voxel_zyx_um,
-        channels=channels,
-        n_views=len(kernel),
+        channels=found.channels,
+        n_views=found.n_views,
         input_itemsize=np.dtype(volume.dtype).itemsize,
         output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
-        prior=_prior_memory(config.method, model, cuda=cuda),
-        budget_bytes=machine.budget_bytes(config, workers),
-        device_budget_bytes=int(machine.DEVICE_SHARE * device_memory_bytes()) if cuda else None,
-        n_workers=max(workers // len(volumes), 1),
-        costs=costs,
+        prior=_prior_memory(config.method, model, cuda=shares.cuda),
+        budget_bytes=shares.budget_bytes,
+        device_budget_bytes=shares.device_budget_bytes,
+        n_workers=max(shares.workers // len(found.volumes), 1),
+        costs=_costs(config, model, found.n_views, shares),
         iterations=iterations(config),
         block_shape=_explicit(config.block_shape),
         halo=_explicit(config.halo),
@@ -61,13 +56,8 @@ def for_job(
     )
 
 
-def layout(volume: VolumeInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what of a volume its plan depends on; the rest is common to all volumes of a job."""
-    return volume.shape, volume.chunk_shape
-
-
 def for_volume(volume: VolumeInfo, request: Request, config: JobConfig) -> Request:
-    """Complete a request with what is a volume's own."""
+    """Complete a request with what is a volume's own: its shape and that of its chunks decide all of it."""
     moving = config.views_axis != "t"
     return replace(
         request,
@@ -91,10 +81,9 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> Prio
     return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
 
 
-def measure_costs(config: JobConfig, model: WcrrWeights | None, n_views: int, threads: int, *, cuda: bool) -> Costs:
-    """Return what a block of such a job costs on this machine."""
-    weights = "" if model is None else models.digest(model)
-    subject = trial.Subject(config.method, config.update, n_views, weights, "cuda" if cuda else "cpu", threads)
+def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:
+    weights, device = "" if model is None else models.digest(model), "cuda" if shares.cuda else "cpu"
+    subject = trial.Subject(config.method, config.update, n_views, weights, device, shares.threads)
     return trial.measure(subject, model)
 
 

@@ -44,11 +44,22 @@ class Tally:
     levels: set[tuple[int, int]] = field(default_factory=set)
     """Volume and level."""
     counts: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+    """Whether a driver has closed it with nothing left to do."""
+
+    @classmethod
+    def of(cls, records: Iterable[dict[str, Any]], blocks_outside: int) -> Tally:
+        """Count a whole journal, after the blocks that a mask leaves out."""
+        tally = cls(blocks_outside, blocks_outside)
+        for record in records:
+            tally.add(record)
+        return tally
 
     def add(self, record: dict[str, Any]) -> None:
         """Count one record of the journal."""
         if "level" in record:
             self.levels.add((record["volume"], record["level"]))
+        self.complete |= bool(record.get("complete"))
         if "block" not in record:
             return
         self.blocks += 1
