@@ -40,6 +40,17 @@ MOST_VARIATION = 2.0
 """How much brighter the brightest sampled time point may be than the dimmest without a warning."""
 
 
+class Given(NamedTuple):
+    """What the user has decided; None where the data shall."""
+
+    background: float | None = None
+    """Counts above the camera offset."""
+    intensity_scale: float | None = None
+    """Counts."""
+    tau: float | None = None
+    output_scale: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelCalibration:
     """What one channel's blocks share."""
@@ -73,6 +84,8 @@ class Sampling:
     camera: Camera
     kernels: np.ndarray
     """``v z y x``"""
+    masked: bool = True
+    """Whether fill and hot pixels are looked for."""
 
     @property
     def info(self) -> VolumeInfo:
@@ -124,25 +137,17 @@ def calibrate(
     sampling: Sampling,
     settings: deconvolution.Settings,
     model: WcrrWeights | None,
-    *,
-    background: float | None,
-    intensity_scale: float | None,
-    output_scale: float | None,
-    masked: bool,
+    given: Given,
     halo: Triple,
-    auto_tau: bool,
-    integer_output: bool,
 ) -> tuple[ChannelCalibration, deconvolution.Settings]:
     """Decide the numbers of one channel and complete its settings.
 
     Parameters
     ----------
-    background, intensity_scale
-        Counts; None to estimate them.
-    output_scale
-        None to choose it from restored regions.
-    masked
-        Whether fill and hot pixels are looked for.
+    settings
+        Of the iteration.
+    halo
+        Around a region that is restored to choose the output scale.
 
     Returns
     -------
@@ -153,25 +158,27 @@ def calibrate(
     regions = list(sampling.readable())
     counts = [counts for _, counts in regions]
     flat = [view for region in counts for view in region]
-    fill = intensity.detect_fill(flat, sampling.info.fill_value) if masked else None
+    fill = intensity.detect_fill(flat, sampling.info.fill_value) if sampling.masked else None
     validity = Validity(fill=fill)
     photons = [camera.photons(view) for view in flat]
     masks = [_is_datum(c, p, validity) for c, p in zip(flat, photons, strict=True)]
     radius = [n // 2 for n in sampling.kernels.shape[1:]]
-    b = intensity.estimate_background(photons, masks, radius) if background is None else camera.background(background)
-    scale = intensity.estimate_scale(photons, masks, b) if intensity_scale is None else intensity_scale * camera.gain
+    b, scale = given.background, given.intensity_scale
+    b = intensity.estimate_background(photons, masks, radius) if b is None else camera.background(b)
+    scale = intensity.estimate_scale(photons, masks, b) if scale is None else scale * camera.gain
     if scale <= 0:
         scale = 1.0
         warnings.append("The volume looks constant or empty: nothing rises above the background.")
     warnings += _negative_warning(flat, masks, camera)
     places = [region for region, views in regions for _ in views]
     warnings += _variation_warning(places, photons, masks, b, camera)
-    validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if masked else None, b, scale)
+    validity = Validity(fill, intensity.hot_ratio(sampling.kernels) if sampling.masked else None, b, scale)
     settings = replace(settings, background=b, intensity_scale=scale, saturation=_saturation(sampling.info, camera))
-    if auto_tau:
-        settings = replace(settings, tau=_choose_tau(counts, sampling, settings, model, validity))
+    tau = _choose_tau(counts, sampling, settings, model, validity) if given.tau is None else given.tau
+    settings = replace(settings, tau=tau)
+    output_scale = given.output_scale
     if output_scale is None:
-        output_scale = _choose_output_scale(sampling, settings, model, validity, halo) if integer_output else 1.0
+        output_scale = _choose_output_scale(sampling, settings, model, validity, halo)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in counts)).hexdigest()
     return ChannelCalibration(validity, settings.saturation, output_scale, digest, tuple(warnings)), settings
 

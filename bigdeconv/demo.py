@@ -19,7 +19,8 @@ from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import read_box
 
 if TYPE_CHECKING:
-    from bigdeconv.pipeline import Events, Summary
+    from bigdeconv.pipeline import Events
+    from bigdeconv.summary import Summary
 
 ZYX_SHAPE = (48, 128, 128)
 VOXEL_ZYX_UM = (0.15, 0.08, 0.08)

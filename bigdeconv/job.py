@@ -6,56 +6,31 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import psutil
-
-from bigdeconv import calibration, halo, models, psf, trial
-from bigdeconv.deconvolution import (
-    DEFAULT_ITERATIONS,
-    MU_MAX,
-    Settings,
-    cuda_device_count,
-    device_memory_bytes,
-    likely_tau,
-)
+from bigdeconv import calibration, channel_psfs, halo, inputs, machine, models, request
+from bigdeconv.deconvolution import MU_MAX, Settings, likely_tau
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.geometry import Box, triple, zyx_text
+from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import CHUNK, Costs, Plan, PriorMemory, Request, make_plan
-from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
-from bigdeconv.storage import omezarr
-from bigdeconv.storage.collection import Collection, find_images
-from bigdeconv.storage.mask import open_mask
-from bigdeconv.storage.psf_files import read_psf
+from bigdeconv.planner import CHUNK, make_plan
+from bigdeconv.storage.mask import blocks_outside
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
+    from bigdeconv.inputs import Inputs
+    from bigdeconv.planner import Costs, Plan, Request
     from bigdeconv.priors.weights import WcrrWeights
-    from bigdeconv.storage.mask import Mask
+    from bigdeconv.storage.collection import Collection
     from bigdeconv.storage.omezarr import VolumeInfo
 
-MEMORY_SHARE = 0.7
-"""Part of the machine's memory that local workers may plan with."""
-DEVICE_SHARE = 0.85
-"""Part of a GPU's memory that blocks may take."""
-LEAST_WORKER_BYTES = 3 * 2**30
-REMOTE_WORKER_BYTES = 8 * 2**30
-"""What a worker of a running cluster is taken to have unless --memory says more."""
-WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
-"""Work of the steps in the prior per voxel: what goes from one to the next, the roots' terms, the gradient, and TV's differences
-and curvature."""
 DECODING_LIMIT = 3.0
 """Voxels decoded per voxel written from which on a plan warns."""
-NOMINAL_PSF_RADIUS = 16
-"""Radius in voxels of the PSF that a volume which does not exist yet is planned with where none is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +78,7 @@ class Outline:
     @property
     def iterations(self) -> int:
         """Iterations of every block."""
-        return _iterations(self.config)
+        return request.iterations(self.config)
 
     @property
     def seconds_per_block(self) -> float:
@@ -120,7 +95,7 @@ class Outline:
     @property
     def output_dtype(self) -> str:
         """What is stored, as numpy names it."""
-        return _output_dtype(self.config, self.volume)
+        return request.output_dtype(self.config, self.volume)
 
     @property
     def halo(self) -> tuple[int, int, int]:
@@ -159,49 +134,60 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
     BigdeconvError
         If anything does not fit; the sentence says what to do.
     """
-    images, volumes = _volumes(config, tczyx_shape)
-    volume = volumes[0]
-    view_axis = config.views_axis
-    if view_axis in {"z", "y", "x"}:
-        raise InvalidInputError(
-            f"views-axis: got {view_axis!r}, an axis of space; give the axis along which the views lie."
-        )
-    if view_axis is not None and volume.axis_index(view_axis) is None:
-        raise InvalidInputError(f"views-axis: the volume has no axis {view_axis!r}; it has {', '.join(volume.axes)}.")
-    _check_axes(volume, view_axis)
-    channels = (0,) if view_axis == "c" else _select("channels", config.channels, volume.n_channels)
-    n_views = volume.extent(view_axis) if view_axis else 1
-    nominal_psf = tczyx_shape is not None and not config.psf
-    if nominal_psf:
-        kernels, warnings = _nominal_psfs(volume, channels, n_views)
-    else:
-        kernels, warnings = _read_psfs(config, volumes, channels, n_views)
+    found = inputs.find(config, tczyx_shape)
+    kernels, warnings = channel_psfs.read(config, found)
     model = models.resolve(config.model) if config.method == "garl" else None
-    warnings += _model_notes(config, volume, model)
-    if config.keep_bits is not None and _output_dtype(config, volume) != "float32":
+    warnings += _model_notes(config, found.volume, model)
+    if config.keep_bits is not None and request.output_dtype(config, found.volume) != "float32":
         raise InvalidInputError(
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
-    workers, threads, cuda = _local_workers(config)
-    costs = _costs(config, model, n_views, threads, cuda=cuda)
-    common = _request(config, volumes, channels, kernels, model, workers=workers, costs=costs, cuda=cuda)
-    nominal = _nominal_settings(config, volume.voxel_zyx_um, model)
-
-    def plan_one(volume: VolumeInfo) -> tuple[Plan, list[str]]:
-        own = _request_for(volume, common, config)
-        # To a PSF that nobody has measured no halo is calibrated.
-        plan = make_plan(own) if nominal_psf else halo.make_plan(own, nominal, kernels.values(), model)
-        return plan, [*halo.warnings(plan, own), *_reading_warning(plan)]
-
-    # Volumes of one layout share a plan.
-    made = {layout: plan_one(volume) for layout, volume in {_layout(v): v for v in volumes}.items()}
-    warnings += dict.fromkeys(sentence for _, sentences in made.values() for sentence in sentences)
-    plans = tuple(made[_layout(volume)][0] for volume in volumes)
-    outside, notes = _outside_mask(config, volumes, plans)
+    shares = machine.share_out(config)
+    asked = request.for_job(config, found, kernels, model, shares)
+    plans, notes = _plans(config, found, asked, kernels, model)
+    warnings += notes
+    outside, notes = _outside_mask(config, found, plans)
     warnings += notes
     return Outline(
-        config, images, volumes, plans, kernels, model, outside, workers, threads, cuda, costs, tuple(warnings)
+        config=config,
+        images=found.images,
+        volumes=found.volumes,
+        plans=plans,
+        kernels=kernels,
+        model=model,
+        outside=outside,
+        workers=shares.workers,
+        threads=shares.threads,
+        cuda=shares.cuda,
+        costs=asked.costs,
+        warnings=tuple(warnings),
     )
+
+
+def _plans(
+    config: JobConfig, found: Inputs, asked: Request, kernels: dict[int, np.ndarray], model: WcrrWeights | None
+) -> tuple[tuple[Plan, ...], list[str]]:
+    """Return a plan for each volume, and what the user should know of them; volumes of one layout share a plan."""
+    nominal = _nominal_settings(config, found.volume.voxel_zyx_um, model)
+    made: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan] = {}
+    notes: list[str] = []
+    for volume in found.volumes:
+        layout = volume.shape, volume.chunk_shape
+        if layout in made:
+            continue
+        own = request.for_volume(volume, asked, config)
+        # To a PSF that nobody has measured no halo is calibrated.
+        measured = not channel_psfs.are_nominal(config, found)
+        plan = halo.make_plan(own, nominal, kernels.values(), model) if measured else make_plan(own)
+        made[layout] = plan
+        notes += [*halo.warnings(plan, own), *_reading_warning(plan)]
+    return tuple(made[volume.shape, volume.chunk_shape] for volume in found.volumes), list(dict.fromkeys(notes))
+
+
+def _outside_mask(config: JobConfig, found: Inputs, plans: tuple[Plan, ...]) -> tuple[np.ndarray | None, list[str]]:
+    if config.mask in {"auto", "none"}:
+        return None, []
+    return blocks_outside(config.mask, found.volumes, plans, config.views_axis)
 
 
 def _model_notes(config: JobConfig, volume: VolumeInfo, model: WcrrWeights | None) -> list[str]:
@@ -219,80 +205,6 @@ def _model_notes(config: JobConfig, volume: VolumeInfo, model: WcrrWeights | Non
         )
     sigma = model.sigma_default if config.sigma is None else config.sigma
     return [*notes, *models.outside_training(model, volume.voxel_zyx_um, sigma)]
-
-
-def _request(
-    config: JobConfig,
-    volumes: tuple[VolumeInfo, ...],
-    channels: tuple[int, ...],
-    kernels: dict[int, np.ndarray],
-    model: WcrrWeights | None,
-    *,
-    workers: int,
-    costs: Costs,
-    cuda: bool,
-) -> Request:
-    """Return what the plans of all volumes are made from; `_request_for` completes it."""
-    volume, kernel = volumes[0], next(iter(kernels.values()))
-    return Request(
-        zyx_shape=volume.zyx_shape,
-        psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
-        voxel_zyx_um=volume.voxel_zyx_um,
-        channels=channels,
-        n_views=len(kernel),
-        input_itemsize=np.dtype(volume.dtype).itemsize,
-        output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
-        prior=_prior_memory(config.method, model, cuda=cuda),
-        budget_bytes=_budget(config, workers),
-        device_budget_bytes=int(DEVICE_SHARE * device_memory_bytes()) if cuda else None,
-        n_workers=max(workers // len(volumes), 1),
-        costs=costs,
-        iterations=_iterations(config),
-        block_shape=_explicit(config.block_shape),
-        halo=_explicit(config.halo),
-        seam_tolerance=config.seam_tolerance,
-        blend=_explicit(config.blend),
-        chunk_shape=_explicit(config.chunks),
-        shard_shape=_explicit(config.shards),
-        n_levels=None if config.levels == "auto" else config.levels,
-        sharded=config.ome_version == "0.5",
-    )
-
-
-def _layout(volume: VolumeInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what of a volume its plan depends on; the rest is common to all volumes of a job."""
-    return volume.shape, volume.chunk_shape
-
-
-def _request_for(volume: VolumeInfo, request: Request, config: JobConfig) -> Request:
-    """Complete a request with what is a volume's own."""
-    moving = config.views_axis != "t"
-    return replace(
-        request,
-        zyx_shape=volume.zyx_shape,
-        input_chunk_shape=_space(volume, volume.chunk_shape),
-        roi=_roi(config, volume),
-        timepoints=_select("timepoints", config.timepoints, volume.n_timepoints) if moving else (0,),
-    )
-
-
-def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
-    if method == "rl":
-        return None
-    if model is None:
-        return PriorMemory(TV_WINDOW_BYTES)
-    if cuda:
-        return PriorMemory(
-            WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES
-        )  # the response, its ψ', what comes back, the library's work
-    tiles, per_row_voxel = work_bytes(model.layers)
-    return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
-
-
-def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, threads: int, *, cuda: bool) -> Costs:
-    weights = "" if model is None else models.digest(model)
-    subject = trial.Subject(config.method, config.update, n_views, weights, "cuda" if cuda else "cpu", threads)
-    return trial.measure(subject, model)
 
 
 def _reading_warning(plan: Plan) -> list[str]:
@@ -319,6 +231,7 @@ def prepare(outline: Outline) -> Job:
     settings: dict[int, Settings] = {}
     calibrations: dict[int, ChannelCalibration] = {}
     draft = _draft_settings(config, outline.volume.voxel_zyx_um, outline.model)
+    given = _given_numbers(outline)
     for channel in outline.plan.channels:
         sampling = calibration.Sampling(
             volumes=tuple((v, plan.timepoints) for v, plan in zip(outline.volumes, outline.plans, strict=True)),
@@ -326,27 +239,28 @@ def prepare(outline: Outline) -> Job:
             view_axis=config.views_axis,
             camera=camera(config),
             kernels=outline.kernels[channel],
+            masked=config.mask != "none",
         )
         calibrations[channel], settings[channel] = calibration.calibrate(
-            sampling,
-            draft,
-            outline.model,
-            background=_number(config.background),
-            intensity_scale=_number(config.intensity_scale),
-            output_scale=_number(config.output_scale),
-            masked=config.mask != "none",
-            halo=outline.halo,
-            auto_tau=config.tau == "auto",
-            integer_output=outline.output_dtype == "uint16",
+            sampling, draft, outline.model, given, outline.halo
         )
     return Job(outline, settings, calibrations)
+
+
+def _given_numbers(outline: Outline) -> calibration.Given:
+    config = outline.config
+    # What is stored as it is needs no room to grow.
+    scale = 1.0 if config.output_scale == "auto" and outline.output_dtype != "uint16" else config.output_scale
+    return calibration.Given(
+        *(None if n == "auto" else n for n in (config.background, config.intensity_scale, config.tau, scale))
+    )
 
 
 def _draft_settings(config: JobConfig, voxel_zyx_um: tuple[float, float, float], model: WcrrWeights | None) -> Settings:
     """Return what the settings say of the iteration; what the data decide is still missing."""
     return Settings(
         method=config.method,
-        iterations=_iterations(config),
+        iterations=request.iterations(config),
         tau=0.0 if config.tau == "auto" else config.tau,
         sigma=config.sigma if config.sigma is not None else (model.sigma_default if model else 0.0),
         background=0.0,
@@ -372,10 +286,6 @@ def _nominal_settings(
     kappa = model.kappa if model else 0.0
     tau = likely_tau(config.method, photons, draft.sigma, kappa) if config.tau == "auto" else draft.tau
     return replace(draft, tau=tau, intensity_scale=photons, background=background)
-
-
-def _iterations(config: JobConfig) -> int:
-    return config.iterations if config.iterations is not None else DEFAULT_ITERATIONS[config.method]
 
 
 def plan_summary(outline: Outline) -> dict[str, Any]:
@@ -428,272 +338,9 @@ def locations_read(outline: Outline) -> list[str]:
     config = outline.config
     mask = [] if config.mask in {"auto", "none"} else [config.mask]
     model = [config.model] if Path(config.model).exists() else []
-    return [*outline.images.locations, *(_parse_psf(entry)[2] for entry in config.psf), *mask, *model]
-
-
-# --- inputs -----------------------------------------------------------------------------------------------------------
-
-
-def _volumes(config: JobConfig, tczyx_shape: tuple[int, ...] | None) -> tuple[Collection, tuple[VolumeInfo, ...]]:
-    """Find and describe the volumes of a job, or imagine one."""
-    if tczyx_shape is None:
-        images = find_images(config.input)
-        return images, _describe(config, images)
-    if config.mask not in {"auto", "none"}:
-        raise InvalidInputError("mask, shape: a volume that does not exist yet has no labels; drop --mask.")
-    dtype = "uint16" if config.dtype == "auto" else config.dtype
-    voxel_um = _triple_or_none(config.voxel_um) or (1.0, 1.0, 1.0)
-    return Collection(("",)), (omezarr.imagine(tczyx_shape, dtype=dtype, voxel_zyx_um=voxel_um),)
-
-
-def _describe(config: JobConfig, images: Collection) -> tuple[VolumeInfo, ...]:
-    voxel_um = _triple_or_none(config.voxel_um)
-    volumes = tuple(omezarr.describe(where, level=config.level, voxel_zyx_um=voxel_um) for where in images.locations)
-    for other in volumes[1:]:
-        _require_alike(volumes[0], other, config.views_axis)
-    return volumes
-
-
-def _require_alike(first: VolumeInfo, other: VolumeInfo, view_axis: str | None) -> None:
-    """Refuse volumes that one background, scale and PSF cannot serve; their shapes may differ."""
-
-    def traits(volume: VolumeInfo) -> dict[str, Any]:
-        return {
-            "axes": ",".join(volume.axes),
-            "dtype": np.dtype(volume.dtype).newbyteorder("=").name,
-            "channels": volume.n_channels,
-            "views": volume.extent(view_axis) if view_axis else 1,
-            # What is stored in decimals may differ in the last one.
-            "voxel size (z,y,x µm)": ",".join(f"{v:.5g}" for v in volume.voxel_zyx_um),
-        }
-
-    for (name, wanted), got in zip(traits(first).items(), traits(other).values(), strict=True):
-        if got != wanted:
-            raise InvalidInputError(
-                f"input: {other.location} has {name} {got}, but {first.location} has {wanted}; volumes of one job share all but "
-                "their extent: run those that differ apart."
-            )
-
-
-def _check_axes(volume: VolumeInfo, view_axis: str | None) -> None:
-    strange = [a for a in volume.axes if a not in {"t", "c", "z", "y", "x", view_axis}]
-    if strange:
-        raise InvalidInputError(
-            f"input: axis {strange[0]!r} is none of t, c, z, y, x; if several views of one object lie along it, say "
-            f"--views-axis {strange[0]}."
-        )
-
-
-def _select(name: str, wanted: tuple[int, ...] | None, available: int) -> tuple[int, ...]:
-    if wanted is None:
-        return tuple(range(available))
-    if max(wanted) >= available:
-        raise InvalidInputError(f"{name}: got {max(wanted)}; the volume has {available}, counted from 0.")
-    return tuple(dict.fromkeys(wanted))
-
-
-def _roi(config: JobConfig, volume: VolumeInfo) -> Box | None:
-    if config.roi is None:
-        return None
-    shape = volume.zyx_shape
-    start = triple(a or 0 for a, _ in config.roi)
-    stop = triple(n if b is None else b for (_, b), n in zip(config.roi, shape, strict=True))
-    box = Box(start, stop)
-    if box.size == 0 or not Box.of_shape(shape).contains(box):
-        raise InvalidInputError(f"roi: got {start} to {stop}; it must be a box inside the volume of {shape}.")
-    return box
-
-
-def _outside_mask(
-    config: JobConfig, volumes: tuple[VolumeInfo, ...], plans: tuple[Plan, ...]
-) -> tuple[np.ndarray | None, list[str]]:
-    """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
-    if config.mask in {"auto", "none"}:
-        return None, []
-    found, notes = [], list[str]()
-    for volume, plan in zip(volumes, plans, strict=True):
-        mask = open_mask(config.mask, volume, config.views_axis)
-        found.append(_outside_one(mask, plan))
-        if not mask.covers(volume.zyx_shape):
-            notes.append(
-                "The mask reaches over a part of the volume only; what it does not reach counts as outside of it."
-            )
-    outside = np.concatenate(found)
-    if outside.all():
-        notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
-    return outside, list(dict.fromkeys(notes))
-
-
-def _outside_one(mask: Mask, plan: Plan) -> np.ndarray:
-    spans = [plan.reach(axis) for axis in range(3)]
-    # One time point or channel of the mask may serve all of the volume's.
-    served = [
-        (min(t, mask.info.n_timepoints - 1), min(c, mask.info.n_channels - 1))
-        for t, c in product(plan.timepoints, plan.channels)
-    ]
-    occupied = {key: mask.occupied(spans, timepoint=key[0], channel=key[1]) for key in dict.fromkeys(served)}
-    return np.concatenate([~occupied[key].transpose(plan.axis_order).ravel() for key in served])
-
-
-def _read_psfs(
-    config: JobConfig, volumes: tuple[VolumeInfo, ...], channels: tuple[int, ...], n_views: int
-) -> tuple[dict[int, np.ndarray], list[str]]:
-    """Read and prepare the PSFs of every channel, ``v z y x``; none may be wider than the narrowest volume."""
-    if not config.psf:
-        raise InvalidInputError("psf: is missing; give --psf FILE (TIFF or npy), one voxel of value 1 for none.")
-    entries = [_parse_psf(entry) for entry in config.psf]
-    _refuse_unused(entries, channels, n_views)
-    prepared: dict[tuple[str, ...], psf.PreparedPSF] = {}
-    kernels: dict[int, np.ndarray] = {}
-    warnings: list[str] = []
-    for channel in channels:
-        files = _files_of_channel(entries, channel, n_views)
-        if files not in prepared:
-            prepared[files] = _prepare_psf(files, config, volumes, n_views)
-            warnings += prepared[files].notes
-        kernels[channel] = prepared[files].kernels
-    return kernels, warnings
-
-
-def _nominal_psfs(
-    volume: VolumeInfo, channels: tuple[int, ...], n_views: int
-) -> tuple[dict[int, np.ndarray], list[str]]:
-    """Return a Gaussian of four standard deviations' radius for all channels and views; it ends where a thin volume does."""
-    radius = [min(NOMINAL_PSF_RADIUS, (n - 1) // 2) for n in volume.zyx_shape]
-    kernel = psf.gaussian([r / 4 for r in radius])
-    box = ",".join(str(n) for n in kernel.shape)
-    kernels = dict.fromkeys(channels, np.stack([kernel] * n_views))
-    return kernels, [f"No --psf is given: the plan is for a PSF box of {box} voxels."]
-
-
-def _refuse_unused(entries: list[tuple[int | None, int | None, str]], channels: tuple[int, ...], n_views: int) -> None:
-    for channel, view, file in entries:
-        if (channel is not None and channel not in channels) or (view is not None and view >= n_views):
-            raise InvalidInputError(
-                f"psf: {file!r} is for {_place(channel, view)}, which the job does not have; drop it."
-            )
-    places = [(channel, view) for channel, view, _ in entries]
-    if len(set(places)) < len(places):
-        raise InvalidInputError(
-            "psf: two files are given for the same channel and view; give one, or say C0=FILE, V0=FILE."
-        )
-
-
-def _place(channel: int | None, view: int | None) -> str:
-    named = (("channel", channel), ("view", view))
-    return ", ".join(f"{name} {number}" for name, number in named if number is not None)
-
-
-def _parse_psf(entry: str) -> tuple[int | None, int | None, str]:
-    """Split ``C1.V3=FILE`` into channel, view and file; what is not said is None."""
-    match = re.fullmatch(r"(?:C(\d+))?\.?(?:V(\d+))?=(.+)", entry)
-    if match is None:
-        return None, None, entry
-    channel, view = (None if g is None else int(g) for g in match.groups()[:2])
-    return channel, view, match[3]
-
-
-def _files_of_channel(entries: list[tuple[int | None, int | None, str]], channel: int, n_views: int) -> tuple[str, ...]:
-    mine = [e for e in entries if e[0] in (None, channel)]
-    # What names the channel goes before what is for all.
-    mine.sort(key=lambda e: e[0] is None)
-    whole = [file for _, view, file in mine if view is None]
-    by_view = {view: file for _, view, file in reversed(mine) if view is not None}
-    if by_view:
-        missing = [v for v in range(n_views) if v not in by_view]
-        if missing:
-            raise InvalidInputError(f"psf: view {missing[0]} of channel {channel} has none; give V{missing[0]}=FILE.")
-        return tuple(by_view[v] for v in range(n_views))
-    if not whole:
-        raise InvalidInputError(f"psf: channel {channel} has none; give C{channel}=FILE, or FILE for all channels.")
-    return (whole[0],)
-
-
-def _prepare_psf(
-    files: tuple[str, ...], config: JobConfig, volumes: tuple[VolumeInfo, ...], n_views: int
-) -> psf.PreparedPSF:
-    arrays = [read_psf(file) for file in files]
-    if len({a.shape for a in arrays}) > 1:
-        raise InvalidInputError(
-            f"psf: the files of one channel's views have shapes {[a.shape for a in arrays]}; give one shape."
-        )
-    array = arrays[0] if len(arrays) == 1 else np.stack(arrays)
-    prepared = psf.prepare(
-        array,
-        voxel_zyx_um=volumes[0].voxel_zyx_um,
-        psf_voxel_zyx_um=config.psf_voxel_um,
-        volume_zyx_shape=triple(min(extents) for extents in zip(*(v.zyx_shape for v in volumes), strict=True)),
-        name=f"psf {Path(files[0]).name}",
-    )
-    if len(prepared.kernels) != n_views:
-        raise InvalidInputError(
-            f"psf: {Path(files[0]).name!r} holds {len(prepared.kernels)} views, the data {n_views}; say the axis of the views "
-            "with --views-axis, and give a PSF for each."
-        )
-    return prepared
-
-
-def _output_dtype(config: JobConfig, volume: VolumeInfo) -> str:
-    if config.dtype != "auto":
-        return config.dtype
-    return "uint16" if np.dtype(volume.dtype).kind in "iu" else "float32"
-
-
-def _space(volume: VolumeInfo, extents: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return the extents on z, y and x of a tuple in stored order, 1 where an axis is not stored."""
-    return triple(1 if (i := volume.axis_index(name)) is None else extents[i] for name in "zyx")
+    return [*outline.images.locations, *channel_psfs.files(config), *mask, *model]
 
 
 def camera(config: JobConfig) -> Camera:
     """Return the camera that the settings describe."""
     return Camera(config.camera_offset, config.gain, config.read_noise)
-
-
-def _number(value: float | Literal["auto"]) -> float | None:
-    return None if value == "auto" else value
-
-
-def _explicit(value: Any) -> Any:
-    return None if value is None or value == "auto" else triple(value)
-
-
-def _triple_or_none(value: Any) -> tuple[float, float, float] | None:
-    if value is None:
-        return None
-    z, y, x = value
-    return z, y, x
-
-
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-
-def _local_workers(config: JobConfig) -> tuple[int, int, bool]:
-    """Return processes, threads for each, and whether each gets a GPU."""
-    cores = len(os.sched_getaffinity(0))
-    gpus = 0 if config.device == "cpu" else cuda_device_count()
-    if config.device == "cuda" and gpus == 0 and config.scheduler is None:
-        raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
-    if gpus:
-        count = min(config.workers or gpus, gpus)
-        return count, max(cores // count, 1), True
-    memory = LEAST_WORKER_BYTES if config.memory == "auto" else config.memory
-    count = config.workers or max(min(cores, int(MEMORY_SHARE * _machine_bytes() // memory)), 1)
-    return count, max(cores // count, 1), False
-
-
-def _budget(config: JobConfig, workers: int) -> int:
-    if config.memory != "auto":
-        return config.memory
-    if config.scheduler is not None:
-        return REMOTE_WORKER_BYTES
-    return int(MEMORY_SHARE * _machine_bytes() / workers)
-
-
-def _machine_bytes() -> int:
-    """Return the memory of this machine, or what a batch system's control group allows of it."""
-    total: int = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    try:
-        return min(total, int(limit.read_text()))
-    except (OSError, ValueError):
-        return total

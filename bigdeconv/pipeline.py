@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from bigdeconv import document as documents
+from bigdeconv import guards, probes
 from bigdeconv import job as jobs
-from bigdeconv import probes
 from bigdeconv import report as reports
 from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, require_memory, uninstall
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
-from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.geometry import triple, zyx_text
-from bigdeconv.storage import collection, omezarr
-from bigdeconv.storage.arrays import is_remote, resolve_location, sweep_partial
+from bigdeconv.errors import StoreError
+from bigdeconv.storage import collection
+from bigdeconv.storage.arrays import sweep_partial
 from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.summary import Summary, Tally, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from bigdeconv.config import JobConfig
     from bigdeconv.document import Document
@@ -44,29 +41,6 @@ class Events:
     """The dashboard's address."""
     progressed: Callable[[Progress], None] = lambda _: None
     phase: Callable[[str], None] = lambda _: None
-
-
-@dataclass(slots=True)
-class Summary:
-    """How a run ended."""
-
-    output: str
-    blocks_total: int
-    blocks_done: int
-    blocks_skipped: int
-    blocks_failed: int
-    seconds: float
-    warnings: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    """Voxels left out, mended or clipped, by reason."""
-    seams: dict[str, Any] | None = None
-    """What solving some seams again has found, see `probes.certificate`; None where none was."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every block and level is written and nothing is wrong with them."""
-        return self.blocks_done == self.blocks_total and not self.errors
 
 
 def plan(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Outline:
@@ -105,28 +79,28 @@ def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, eve
         If the workers went away; what is finished stays finished.
     """
     events = events or Events()
-    output = _local_output(config.output)
+    output = guards.local_output(config.output)
     goes_on = resume and ledger_path(output).exists()
-    _require_writable(output)
+    guards.require_writable(output)
     if not overwrite and not goes_on:
-        _require_free(output, asked_to_resume=resume)
+        guards.require_free(output, asked_to_resume=resume)
     with _stopping_on_termination():
         outline = jobs.inspect(config)
         if overwrite:
-            _require_replaceable(output, jobs.locations_read(outline))
+            guards.require_replaceable(output, jobs.locations_read(outline))
         job = jobs.prepare(outline)
         events.planned(job.outline)
         for warning in job.warnings:
             events.warned(warning)
         document = documents.from_job(job)
         if goes_on:
-            _require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
+            guards.require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
             return _go_on(output, events, scheduler=config.scheduler)
         # The cluster first: nothing is removed or made for a run that has nobody to run on.
         with connect(config.scheduler, _workers_of(document)) as connection:
             require_memory(connection, document.peak_bytes_per_worker)
             if overwrite:
-                _remove(output)
+                guards.remove(output)
             _start_ledger(output, job, document)
             return _execute(output, events, connection)
 
@@ -140,7 +114,7 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
         If there is no ledger, another run is writing, or the input is not the one that was planned.
     """
     with _stopping_on_termination():
-        return _go_on(_local_output(str(output)), events or Events(), scheduler=scheduler)
+        return _go_on(guards.local_output(str(output)), events or Events(), scheduler=scheduler)
 
 
 def status(output: str | Path) -> dict[str, Any]:
@@ -187,17 +161,16 @@ def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, 
     StoreError
         If there is no ledger, or seams are to be solved again and the input has changed.
     """
-    output = _local_output(str(output))
+    output = guards.local_output(str(output))
     ledger = Ledger.open(output)
     document = documents.load(ledger)
     progress = status(output)
     found = ledger.certificate()
     if progress["state"] == "complete" and (found is None or probes_count is not None):
         found = _probe_again(output, ledger, document, probes_count) or found
-    values = _report_values(output, document, progress, found, reports.work_done(ledger.records()))
-    plan = document.plan
+    values = reports.values_of(document, progress, found, ledger.records())
     shown = document.images.outputs(output)[0]
-    images = reports.pictures(document.volume, shown, plan, document.config.views_axis)
+    images = reports.pictures(document.volume, shown, document.plan, document.config.views_axis)
     ledger.write_json("report", values)
     (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
     return values
@@ -207,7 +180,7 @@ def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | 
     count = document.config.seam_probes if count is None else count
     if not _seams_to_probe(ledger, document, count):
         return None
-    _require_same_numbers(document)
+    guards.require_same_numbers(document)
     with ledger.writing(), connect(None, _workers_of(document)) as connection:
         recipes = documents.make_recipes(document, ledger, output, threads=document.threads)
         install(connection.client, recipes)
@@ -216,54 +189,22 @@ def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | 
     return found
 
 
-def _report_values(
-    output: Path, document: Document, progress: dict[str, Any], seams: dict[str, Any] | None, work: dict[str, Any]
-) -> dict[str, Any]:
-    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
-    described = documents.description(document)
-    return {
-        "name": output.name,
-        **{k: v for k, v in progress.items() if k != "output"},
-        "good": good,
-        "verdict": _verdict(progress, seams),
-        "warnings": [*document.warnings, *_above_tolerance(seams)],
-        "seams": seams,
-        "work": work,
-        "plan": reports.plan_values(document.plan) | {"blocks": document.n_blocks, "volumes": len(document.volumes)},
-        "channels": described["channels"],
-        "settings": {k: v for k, v in described["settings"].items() if v is not None},
-        "versions": described["versions"] | {"digest": document.digest},
-    }
-
-
-def _verdict(progress: dict[str, Any], seams: dict[str, Any] | None) -> str:
-    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
-    if seams is None or seams["error"] is None:
-        return blocks
-    relation = "within" if seams["within_tolerance"] else "ABOVE"
-    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
-
-
 def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
     """Do what the ledger says is left to do; nothing is started if nothing is left."""
     ledger = Ledger.open(output)
-    _require_idle(output)
+    guards.require_idle(output)
     document = documents.load(ledger)
-    tally = _Tally(document.blocks_outside, document.blocks_outside)
-    complete = False
-    for record in ledger.records():
-        tally.add(record)
-        complete |= bool(record.get("complete"))
+    tally = Tally.of(ledger.records(), document.blocks_outside)
     if not output.exists() and tally.blocks > document.blocks_outside:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
         )
-    if complete:
+    if tally.complete:
         done = Progress(document.n_blocks, tally.blocks, tally.skipped)
-        summary = _summarise(output, done, tally, document.warnings)
+        summary = summarise(output, done, tally, document.warnings)
         _add_certificate(summary, ledger.certificate(), [])
         return summary
-    _require_same_numbers(document)
+    guards.require_same_numbers(document)
     with connect(scheduler, _workers_of(document)) as connection:
         require_memory(connection, document.peak_bytes_per_worker)
         return _execute(output, events, connection)
@@ -278,9 +219,7 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         _ensure_output(output, document)
         threads = document.threads if connection.is_local else None
         recipes = documents.make_recipes(document, ledger, output, threads=threads)
-        tally = _Tally(document.blocks_outside, document.blocks_outside)
-        for record in ledger.records():
-            tally.add(record)
+        tally = Tally.of(ledger.records(), document.blocks_outside)
 
         def on_finished(record: dict[str, Any], progress: Progress) -> None:
             ledger.append(record)
@@ -295,7 +234,7 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
         progress = run_blocks(connection, recipes, outside, finished, on_finished)
         if progress.blocks_finished == progress.blocks_total:
             progress.errors += _finish_levels(connection, recipes, ledger, tally, events)
-        summary = _summarise(output, progress, tally, document.warnings)
+        summary = summarise(output, progress, tally, document.warnings)
         if summary.complete:
             ledger.drop_scratch()
             summary.errors += validate(output)
@@ -310,7 +249,7 @@ def _execute(output: Path, events: Events, connection: Connection) -> Summary:
 
 
 def _finish_levels(
-    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, tally: _Tally, events: Events
+    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, tally: Tally, events: Events
 ) -> list[str]:
     """Make the levels that no core determines alone, each from the one before; return what failed."""
     for v, recipe in enumerate(recipes):
@@ -344,66 +283,11 @@ def _seams_to_probe(ledger: Ledger, document: Document, count: int) -> list[prob
 
 def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
     summary.seams = found
-    summary.warnings += [*errors, *_above_tolerance(found)]
-
-
-def _above_tolerance(found: dict[str, Any] | None) -> list[str]:
-    if found is None or found["within_tolerance"] is not False:
-        return []
-    worst = found["worst"]
-    place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
-    return [
-        f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
-        "Run again with a larger --halo or a smaller --seam-tolerance."
-    ]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the journal adds up to: its size does not grow with the number of blocks."""
-
-    blocks: int = 0
-    skipped: int = 0
-    levels: set[tuple[int, int]] = field(default_factory=set)
-    """Volume and level."""
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, record: dict[str, Any]) -> None:
-        if "level" in record:
-            self.levels.add((record["volume"], record["level"]))
-        if "block" not in record:
-            return
-        self.blocks += 1
-        self.skipped += bool(record.get("skipped"))
-        for name in ("voxels", "not_finite", "fill", "hot", "negative", "clipped"):
-            self.counts[name] = self.counts.get(name, 0) + record.get(name, 0)
+    summary.warnings += [*errors, *probes.warnings(found)]
 
 
 def _workers_of(document: Document) -> LocalWorkers:
     return LocalWorkers(document.workers, document.threads, document.cuda)
-
-
-def _summarise(output: Path, progress: Progress, tally: _Tally, warnings: Iterable[str]) -> Summary:
-    warnings = list(warnings)
-    counts = {name: n for name, n in tally.counts.items() if n and name != "voxels"}
-    if counts.get("clipped"):
-        warnings.append(
-            f"{counts['clipped']} voxels were brighter than uint16 holds and are clipped; lower --output-scale."
-        )
-    share = counts.get("negative", 0) / max(tally.counts.get("voxels", 0), 1)
-    if share > 0.01 and not any("camera offset" in w for w in warnings):
-        warnings.append(f"{100 * share:.1f} % of the voxels lie below the camera offset; check --camera-offset.")
-    return Summary(
-        output=str(output),
-        blocks_total=progress.blocks_total,
-        blocks_done=progress.blocks_finished,
-        blocks_skipped=progress.blocks_skipped,
-        blocks_failed=progress.blocks_failed,
-        seconds=0.0,
-        warnings=warnings,
-        errors=list(progress.errors),
-        counts=counts,
-    )
 
 
 def _start_ledger(output: Path, job: Job, document: Document) -> None:
@@ -417,105 +301,6 @@ def _ensure_output(output: Path, document: Document) -> None:
         sweep_partial(output)
     else:
         collection.create_outputs(output, document.images, documents.output_specs(document))
-
-
-def _local_output(location: str) -> Path:
-    if is_remote(location):
-        raise InvalidInputError(
-            f"output: got {location!r}; the output must be a local path (a shared file system will do)."
-        )
-    return Path(location).absolute()
-
-
-def _require_writable(output: Path) -> None:
-    parent = next(p for p in output.parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StoreError(
-            f"output: {str(output)!r} cannot be made, {str(parent)!r} is no folder to write in; give another path."
-        )
-
-
-def _require_free(output: Path, *, asked_to_resume: bool) -> None:
-    for path in (output, ledger_path(output)):
-        if path.exists() and asked_to_resume:
-            raise OutputExistsError(
-                f"output: {str(output)!r} has no ledger beside it, so nothing can be resumed; replace it with --overwrite."
-            )
-        if path.exists():
-            raise OutputExistsError(
-                f"output: {str(path)!r} exists; go on with --resume if it is an unfinished run, or replace it with --overwrite."
-            )
-
-
-def _require_replaceable(output: Path, sources: Iterable[str]) -> None:
-    """Refuse to overwrite anything but a zarr group of its own, or a folder that an earlier run has made and nobody added to."""
-    for source in map(resolve_location, sources):
-        if is_remote(source):
-            continue
-        kept, doomed = Path(source).resolve(), output.resolve()
-        if output.is_symlink() or kept == doomed or kept in doomed.parents or doomed in kept.parents:
-            raise InvalidInputError(
-                f"output: {str(output)!r} is, holds or lies in the input {source!r}, or is a link; give another path."
-            )
-    if output.exists() and not collection.is_group(output) and not _is_own_folder(output):
-        raise OutputExistsError(
-            f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."
-        )
-    _require_idle(output)
-
-
-def _is_own_folder(output: Path) -> bool:
-    """Tell whether all in a folder comes from the run whose ledger lies beside it."""
-    if not output.is_dir() or not ledger_path(output).exists():
-        return False
-    try:
-        made = documents.load(Ledger.open(output)).images.names
-    except StoreError:
-        return False
-    return {path.name for path in output.iterdir()} <= set(made)
-
-
-def _require_idle(output: Path) -> None:
-    if ledger_path(output).exists() and Ledger(output).is_being_written():
-        raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
-
-
-def _remove(output: Path) -> None:
-    """Remove an output and its ledger; stopped half-way, neither is left under its name."""
-    _require_idle(output)
-    found = [path for path in (ledger_path(output), output) if path.exists()]
-    doomed = [path.rename(path.with_name(f".{path.name}.{uuid4().hex[:12]}.removed")) for path in found]
-    for path in doomed:
-        shutil.rmtree(path)
-
-
-def _require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
-    if old == new:
-        return
-    differing = [k for k in new if k != "parameters" and old.get(k) != new[k]]
-    parameters = [k for k, v in new["parameters"].items() if old["parameters"].get(k) != v]
-    details = [f"{k} (was {old['parameters'].get(k)}, is {new['parameters'][k]})" for k in parameters]
-    raise InvalidInputError(
-        f"resume: the stored run differs in {', '.join([*differing, *details])}; resume it with the same settings, with "
-        "`bigdeconv resume`, or start anew with --overwrite."
-    )
-
-
-def _require_same_numbers(document: Document) -> None:
-    """Refuse to go on where the numbers would change midway: another version's arithmetic, another input."""
-    if document.identity["numerics"] != documents.NUMERICS_VERSION:
-        raise StoreError(
-            "output: the run was planned by a version that computes other numbers; start anew with --overwrite."
-        )
-    for volume in document.volumes:
-        voxel = volume.voxel_zyx_um if document.config.voxel_um else None
-        current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)
-        for name in ("shape", "dtype", "axes", "array_path"):
-            if getattr(current, name) != getattr(volume, name):
-                raise StoreError(
-                    f"input: {volume.location!r} has changed since the run was planned ({name} was {getattr(volume, name)}, is "
-                    f"{getattr(current, name)}); start anew with --overwrite."
-                )
 
 
 @contextmanager

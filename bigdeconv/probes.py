@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, islice, product, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from bigdeconv.geometry import Box, Triple, triple
+from bigdeconv.geometry import Box, Triple, triple, zyx_text
 from bigdeconv.seams import strip_width
 
 if TYPE_CHECKING:
@@ -141,6 +141,18 @@ def certificate(plans: Sequence[Plan], tolerance: float, measured: Sequence[Meas
         "worst": None if worst is None else _described(worst),
         "probes": [_described(m) for m in measured],
     }
+
+
+def warnings(found: dict[str, Any] | None) -> list[str]:
+    """Return a sentence if a certificate says that the seam tolerance was not kept."""
+    if found is None or found["within_tolerance"] is not False:
+        return []
+    worst = found["worst"]
+    place = f"worst on axis {worst['axis']} at z,y,x {zyx_text(triple(worst['worst_at_zyx']))}"
+    return [
+        f"SEAMS ABOVE TOLERANCE: the error next to them is {found['error']:.1e}, the tolerance {found['tolerance']:g}; {place}. "
+        "Run again with a larger --halo or a smaller --seam-tolerance."
+    ]
 
 
 def _largest(errors: Sequence[float | None]) -> float | None:

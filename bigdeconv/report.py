@@ -7,11 +7,14 @@ import io
 import json
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from bigdeconv import probes
+from bigdeconv.document import description
 from bigdeconv.errors import BigdeconvError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.storage import omezarr
@@ -19,8 +22,8 @@ from bigdeconv.storage.arrays import read_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
+    from bigdeconv.document import Document
     from bigdeconv.planner import Plan
     from bigdeconv.storage.omezarr import VolumeInfo
 
@@ -42,7 +45,49 @@ class Picture:
     png: bytes
 
 
-def work_done(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def values_of(
+    document: Document,
+    progress: Mapping[str, Any],
+    seams: dict[str, Any] | None,
+    records: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return all that a report says, as plain values.
+
+    Parameters
+    ----------
+    progress
+        How far the run is, as `pipeline.status` tells it.
+    seams
+        Its certificate.
+    records
+        Its journal.
+    """
+    good = progress["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    described = description(document)
+    return {
+        "name": Path(progress["output"]).name,
+        **{k: v for k, v in progress.items() if k != "output"},
+        "good": good,
+        "verdict": _verdict(progress, seams),
+        "warnings": [*document.warnings, *probes.warnings(seams)],
+        "seams": seams,
+        "work": _work_done(records),
+        "plan": _plan_values(document.plan) | {"blocks": document.n_blocks, "volumes": len(document.volumes)},
+        "channels": described["channels"],
+        "settings": {k: v for k, v in described["settings"].items() if v is not None},
+        "versions": described["versions"] | {"digest": document.digest},
+    }
+
+
+def _verdict(progress: Mapping[str, Any], seams: dict[str, Any] | None) -> str:
+    blocks = f"{progress['state']}: {progress['blocks_done']} of {progress['blocks_total']} blocks."
+    if seams is None or seams["error"] is None:
+        return blocks
+    relation = "within" if seams["within_tolerance"] else "ABOVE"
+    return f"{blocks} Error next to seams {seams['error']:.1e}, {relation} the tolerance of {seams['tolerance']:g}."
+
+
+def _work_done(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what a journal adds up to: blocks, seconds by kind of work over all workers, voxels left out by reason."""
     done: dict[str, Any] = {"blocks_done": 0, "blocks_skipped": 0, "wall_seconds": 0.0}
     done |= dict.fromkeys(_SECONDS, 0.0)
@@ -61,7 +106,7 @@ def work_done(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return rounded | {f"voxels_{name}": n for name, n in counts.items() if n}
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
+def _plan_values(plan: Plan) -> dict[str, Any]:
     """Return how a volume was cut, and what that costs."""
     return {
         "blocks": plan.n_blocks,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigdeconv import psf
-from bigdeconv.calibration import Sampling, calibrate
+from bigdeconv.calibration import Given, Sampling, calibrate
 from bigdeconv.deconvolution import Settings
 from bigdeconv.intensity import Camera
 from bigdeconv.storage.omezarr import describe
@@ -24,8 +24,7 @@ def calibrated(*paths, camera=None, **given):
     volumes = tuple((info, tuple(range(info.n_timepoints))) for info in infos)
     sampling = Sampling(volumes, 0, None, camera or Camera(), KERNEL)
     draft = Settings("rl", 3, 0.0, 0.0, 0.0, 1.0, info.voxel_zyx_um)
-    numbers = {"background": None, "intensity_scale": None, "output_scale": 1.0, "masked": True} | given
-    return calibrate(sampling, draft, None, **numbers, halo=(3, 6, 6), auto_tau=True, integer_output=True)
+    return calibrate(sampling, draft, None, Given(output_scale=1.0, **given), (3, 6, 6))
 
 
 def movie(*signals, background=20.0):

@@ -76,6 +76,13 @@ def trained(tmp_path_factory):
     return folder, lines
 
 
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The file of the model of that training, and what was returned: its card takes 500 steps at three noise levels."""
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    return path, training.export(trained[0], path)
+
+
 # --- the derivative -------------------------------------------------------------------------------------------------
 
 
@@ -211,11 +218,11 @@ def test_norm_of_the_coarse_grid_is_that_of_the_fine_one():
 # --- the model that comes out ---------------------------------------------------------------------------------------
 
 
-def test_exported_model_denoises_as_in_training(trained, tmp_path):
+def test_exported_model_denoises_as_in_training(trained, exported):
     folder, _ = trained
-    exported = training.export(folder, tmp_path / "model.safetensors")
-    model = files.load(tmp_path / "model.safetensors")
-    assert digest(model) == digest(exported) == model.card["digest"]
+    path, returned = exported
+    model = files.load(path)
+    assert digest(model) == digest(returned) == model.card["digest"]
 
     regularizer = Regularizer(config())
     regularizer.load_state_dict(checkpoints.load(folder)[1]["regularizer"])
@@ -232,9 +239,8 @@ def test_exported_model_denoises_as_in_training(trained, tmp_path):
         assert float((alone - in_training[i : i + 1]).norm()) <= 2e-3 * float(alone.norm())
 
 
-def test_card_tells_what_was_done(trained, tmp_path):
-    folder, _ = trained
-    card = training.export(folder, tmp_path / "model.safetensors").card
+def test_card_tells_what_was_done(exported):
+    card = exported[1].card
     assert card["steps_trained"] == 4
     assert card["seed"] == 1
     assert card["data"]["axial_to_lateral"] == "1.5 to 4"
@@ -344,10 +350,8 @@ def test_warm_start_is_the_model_that_it_starts_from(tmp_path, channels, monkeyp
     assert float((before - after).norm() / before.norm()) < 1e-5
 
 
-def test_warm_started_training_begins_where_the_model_is_good(trained, tmp_path):
-    folder, _ = trained
-    training.export(folder, tmp_path / "model.safetensors")
-    wide = config(channels=[2, 8], warm_start=str(tmp_path / "model.safetensors"), steps=2)
+def test_warm_started_training_begins_where_the_model_is_good(exported, tmp_path):
+    wide = config(channels=[2, 8], warm_start=str(exported[0]), steps=2)
     training.train(wide, tmp_path / "wide", threads=1)
     copies = checkpoints.load(tmp_path / "wide")[1]["regularizer"]["filters.1"]
     assert float((copies[:4] - copies[4:]).abs().min()) > 0  # the copies are not the same any more
@@ -363,11 +367,9 @@ def test_warm_started_training_begins_where_the_model_is_good(trained, tmp_path)
         ({"warm_start": "nowhere.safetensors"}, "neither a file nor a shipped model"),
     ],
 )
-def test_warm_start_from_another_architecture_is_refused(trained, tmp_path, settings, message):
-    folder, _ = trained
-    training.export(folder, tmp_path / "model.safetensors")
+def test_warm_start_from_another_architecture_is_refused(exported, tmp_path, settings, message):
     with pytest.raises(InvalidInputError, match=message):
-        training.train(config(**{"warm_start": str(tmp_path / "model.safetensors"), **settings}), tmp_path / "wide")
+        training.train(config(**{"warm_start": str(exported[0]), **settings}), tmp_path / "wide")
     assert not (tmp_path / "wide" / checkpoints.NAME).exists()
 
 

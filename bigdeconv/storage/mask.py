@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ from bigdeconv.storage.omezarr import VolumeInfo, describe, open_group, parse_im
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bigdeconv.planner import Plan
 
 LOOKED_AT_VOXELS = 2**26
 """Of a pyramid, the finest level of at most so many voxels is looked at."""
@@ -81,6 +84,35 @@ class Mask:
         position = self.info.axis_index(axis)
         edge = BRICK if position is None else round_up(BRICK, self.info.chunk_shape[position])
         return [(a, min(a + edge, extent)) for a in range(0, extent, edge)]
+
+
+def blocks_outside(
+    location: str, volumes: Sequence[VolumeInfo], plans: Sequence[Plan], view_axis: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
+    found, notes = [], list[str]()
+    for volume, plan in zip(volumes, plans, strict=True):
+        mask = open_mask(location, volume, view_axis)
+        found.append(_outside(mask, plan))
+        if not mask.covers(volume.zyx_shape):
+            notes.append(
+                "The mask reaches over a part of the volume only; what it does not reach counts as outside of it."
+            )
+    outside = np.concatenate(found)
+    if outside.all():
+        notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
+    return outside, list(dict.fromkeys(notes))
+
+
+def _outside(mask: Mask, plan: Plan) -> np.ndarray:
+    spans = [plan.reach(axis) for axis in range(3)]
+    # One time point or channel of the mask may serve all of the volume's.
+    served = [
+        (min(t, mask.info.n_timepoints - 1), min(c, mask.info.n_channels - 1))
+        for t, c in product(plan.timepoints, plan.channels)
+    ]
+    occupied = {key: mask.occupied(spans, timepoint=key[0], channel=key[1]) for key in dict.fromkeys(served)}
+    return np.concatenate([~occupied[key].transpose(plan.axis_order).ravel() for key in served])
 
 
 def open_mask(location: str, volume: VolumeInfo, view_axis: str | None) -> Mask:

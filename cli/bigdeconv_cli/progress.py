@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bigdeconv.engine.schedule import Progress
     from bigdeconv.job import Outline
-    from bigdeconv.pipeline import Summary
+    from bigdeconv.summary import Summary
 
 LINE_EVERY_SECONDS = 10.0
 

@@ -14,7 +14,8 @@ from bigdeconv_cli.progress import Reporter
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
-    from bigdeconv.pipeline import Events, Summary
+    from bigdeconv.pipeline import Events
+    from bigdeconv.summary import Summary
 
 Input = Annotated[
     str,

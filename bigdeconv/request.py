@@ -1,0 +1,108 @@
+"""What the planner is asked: settings, volumes and PSFs as integers, with the costs that were measured on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigdeconv import inputs, models, trial
+from bigdeconv.deconvolution import DEFAULT_ITERATIONS
+from bigdeconv.geometry import triple
+from bigdeconv.planner import PriorMemory, Request
+from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
+
+if TYPE_CHECKING:
+    from bigdeconv.config import JobConfig
+    from bigdeconv.inputs import Inputs
+    from bigdeconv.machine import Shares
+    from bigdeconv.planner import Costs
+    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.storage.omezarr import VolumeInfo
+
+WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
+"""Work of the steps in the prior per voxel: what goes from one to the next, the roots' terms, the gradient, and TV's differences
+and curvature."""
+
+
+def for_job(
+    config: JobConfig, found: Inputs, kernels: dict[int, np.ndarray], model: WcrrWeights | None, shares: Shares
+) -> Request:
+    """Return what the plans of all volumes are made from, costs measured here among it; `for_volume` completes it."""
+    volume = found.volume
+    return Request(
+        zyx_shape=volume.zyx_shape,
+        psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
+        voxel_zyx_um=volume.voxel_zyx_um,
+        channels=found.channels,
+        n_views=found.n_views,
+        input_itemsize=np.dtype(volume.dtype).itemsize,
+        output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
+        prior=_prior_memory(config.method, model, cuda=shares.cuda),
+        budget_bytes=shares.budget_bytes,
+        device_budget_bytes=shares.device_budget_bytes,
+        n_workers=max(shares.workers // len(found.volumes), 1),
+        costs=_costs(config, model, found.n_views, shares),
+        iterations=iterations(config),
+        block_shape=_explicit(config.block_shape),
+        halo=_explicit(config.halo),
+        seam_tolerance=config.seam_tolerance,
+        blend=_explicit(config.blend),
+        chunk_shape=_explicit(config.chunks),
+        shard_shape=_explicit(config.shards),
+        n_levels=None if config.levels == "auto" else config.levels,
+        sharded=config.ome_version == "0.5",
+    )
+
+
+def for_volume(volume: VolumeInfo, request: Request, config: JobConfig) -> Request:
+    """Complete a request with what is a volume's own: its shape and that of its chunks decide all of it."""
+    moving = config.views_axis != "t"
+    return replace(
+        request,
+        zyx_shape=volume.zyx_shape,
+        input_chunk_shape=_space(volume, volume.chunk_shape),
+        roi=inputs.roi(config, volume),
+        timepoints=inputs.select("timepoints", config.timepoints, volume.n_timepoints) if moving else (0,),
+    )
+
+
+def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
+    if method == "rl":
+        return None
+    if model is None:
+        return PriorMemory(TV_WINDOW_BYTES)
+    if cuda:
+        return PriorMemory(
+            WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES
+        )  # the response, its ψ', what comes back, the library's work
+    tiles, per_row_voxel = work_bytes(model.layers)
+    return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
+
+
+def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:
+    weights, device = "" if model is None else models.digest(model), "cuda" if shares.cuda else "cpu"
+    subject = trial.Subject(config.method, config.update, n_views, weights, device, shares.threads)
+    return trial.measure(subject, model)
+
+
+def iterations(config: JobConfig) -> int:
+    """Return the iterations of every block."""
+    return config.iterations if config.iterations is not None else DEFAULT_ITERATIONS[config.method]
+
+
+def output_dtype(config: JobConfig, volume: VolumeInfo) -> str:
+    """Return what is stored, as numpy names it."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "uint16" if np.dtype(volume.dtype).kind in "iu" else "float32"
+
+
+def _space(volume: VolumeInfo, extents: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the extents on z, y and x of a tuple in stored order, 1 where an axis is not stored."""
+    return triple(1 if (i := volume.axis_index(name)) is None else extents[i] for name in "zyx")
+
+
+def _explicit(value: Any) -> Any:
+    return None if value is None or value == "auto" else triple(value)
