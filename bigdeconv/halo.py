@@ -23,6 +23,7 @@ from bigdeconv.storage.cache import remembered
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from bigdeconv.blocks import Plan
     from bigdeconv.deconvolution import Settings
     from bigdeconv.geometry import Triple
     from bigdeconv.planner import Request
@@ -41,9 +42,7 @@ _MARGIN = 10.0
 """How far below the tolerance a curve is followed: what the FFT's rounding adds to a halo makes the error that much smaller."""
 
 
-def make_plan(
-    request: Request, settings: Settings, kernels: Iterable[np.ndarray], model: WcrrWeights | None
-) -> planner.Plan:
+def make_plan(request: Request, settings: Settings, kernels: Iterable[np.ndarray], model: WcrrWeights | None) -> Plan:
     """Make a plan whose halo keeps the seam tolerance.
 
     Parameters
@@ -73,7 +72,7 @@ def make_plan(
         raise BudgetError(" ".join([str(error), *ways])) from error
 
 
-def warnings(plan: planner.Plan, request: Request) -> list[str]:
+def warnings(plan: Plan, request: Request) -> list[str]:
     """Return a sentence if the seam tolerance will not be kept."""
     error, tolerance = plan.predicted_seam_error, request.seam_tolerance
     if error is None or error <= tolerance:
@@ -166,7 +165,7 @@ def _ways_to_fit(request: Request, with_decays: Callable[[int], Request], iterat
             return
 
 
-def _plan_or_none(request: Request) -> planner.Plan | None:
+def _plan_or_none(request: Request) -> Plan | None:
     try:
         return planner.make_plan(request)
     except BudgetError:

@@ -28,7 +28,8 @@ from bigdeconv.deconvolution import (
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple, zyx_text
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import CHUNK, Costs, Plan, PriorMemory, Request, make_plan
+from bigdeconv.memory import Contents, PriorMemory
+from bigdeconv.planner import CHUNK, Request, make_plan
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.collection import Collection, find_images
@@ -36,8 +37,10 @@ from bigdeconv.storage.mask import open_mask
 from bigdeconv.storage.psf_files import read_psf
 
 if TYPE_CHECKING:
+    from bigdeconv.blocks import Plan
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
+    from bigdeconv.costs import Costs
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.mask import Mask
     from bigdeconv.storage.omezarr import VolumeInfo
@@ -239,10 +242,12 @@ def _request(
         psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
         voxel_zyx_um=volume.voxel_zyx_um,
         channels=channels,
-        n_views=len(kernel),
-        input_itemsize=np.dtype(volume.dtype).itemsize,
-        output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
-        prior=_prior_memory(config.method, model, cuda=cuda),
+        contents=Contents(
+            n_views=len(kernel),
+            input_itemsize=np.dtype(volume.dtype).itemsize,
+            output_itemsize=np.dtype(_output_dtype(config, volume)).itemsize,
+            prior=_prior_memory(config.method, model, cuda=cuda),
+        ),
         budget_bytes=_budget(config, workers),
         device_budget_bytes=int(DEVICE_SHARE * device_memory_bytes()) if cuda else None,
         n_workers=max(workers // len(volumes), 1),

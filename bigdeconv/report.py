@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from bigdeconv.planner import Plan
+    from bigdeconv.blocks import Plan
     from bigdeconv.storage.omezarr import VolumeInfo
 
 LEAST_PIXELS = 192

@@ -109,10 +109,10 @@ def make_recipe(case: Case, folder: Path, iterations: int = 2):
     """Write the input and make the recipe of a job with two blocks."""
     from bigdeconv import job, trial
     from bigdeconv.config import make_config
+    from bigdeconv.costs import Costs
     from bigdeconv.deconvolution import Settings
     from bigdeconv.engine.recipe import ChannelRecipe, Recipe
     from bigdeconv.intensity import Camera, Validity
-    from bigdeconv.planner import Costs
     from bigdeconv.storage.output import create_output
 
     _write_input(case, folder)
