@@ -29,7 +29,7 @@ from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple, zyx_text
 from bigdeconv.intensity import Camera
 from bigdeconv.memory import Contents, PriorMemory
-from bigdeconv.planner import CHUNK, Request, make_plan
+from bigdeconv.planner import CHUNK, Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.collection import Collection, find_images
@@ -193,7 +193,7 @@ def inspect(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Ou
     def plan_one(volume: VolumeInfo) -> tuple[Plan, list[str]]:
         own = _request_for(volume, common, config)
         # To a PSF that nobody has measured no halo is calibrated.
-        plan = make_plan(own) if nominal_psf else halo.make_plan(own, nominal, kernels.values(), model)
+        plan = halo.make_plan(own, nominal, () if nominal_psf else kernels.values(), model)
         return plan, [*halo.warnings(plan, own), *_reading_warning(plan)]
 
     # Volumes of one layout share a plan.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -96,10 +97,11 @@ def _require_budget(plan: Plan, request: Request) -> None:
         (plan.peak_bytes_per_device, request.device_budget_bytes or 0, "GPU"),
     ):
         if needed > allowed:
+            enough = f"{math.ceil(100 * needed / 2**30) / 100:.2f}"
+            remedy = f"; --memory {enough}GiB would do" if where == "worker" else ""
             raise BudgetError(
-                f"memory: a block of {zyx_text(plan.core_shape)} with its halo needs {needed / 2**30:.2f} GiB per {where}, "
-                f"allowed are {allowed / 2**30:.2f} GiB; {'raise --memory, ' if where == 'worker' else ''}lower --halo, or give "
-                "a smaller --block-shape."
+                f"memory: a block of {zyx_text(plan.core_shape)} with its halo of {zyx_text(plan.halo)} needs {enough} GiB per "
+                f"{where}, allowed are {allowed / 2**30:.2f} GiB{remedy}."
             )
 
 
