@@ -19,13 +19,13 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from bigdeconv import models
+from bigdeconv.blocks import Plan
 from bigdeconv.config import JobConfig
 from bigdeconv.deconvolution import Settings
 from bigdeconv.engine.recipe import ChannelRecipe, Recipe
 from bigdeconv.errors import StoreError
 from bigdeconv.intensity import Camera, Validity
 from bigdeconv.job import Job, camera
-from bigdeconv.planner import Plan
 from bigdeconv.storage import weights
 from bigdeconv.storage.collection import Collection
 from bigdeconv.storage.omezarr import Channel, VolumeInfo

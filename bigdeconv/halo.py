@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,15 @@ import numpy as np
 from scipy import ndimage, signal
 
 from bigdeconv import deconvolution, models, planner
-from bigdeconv.errors import BudgetError
-from bigdeconv.geometry import zyx_text
+from bigdeconv.errors import BudgetError, InvalidInputError
+from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.seams import SAFETY, Decay, worst
 from bigdeconv.storage.cache import remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from bigdeconv.blocks import Plan
     from bigdeconv.deconvolution import Settings
     from bigdeconv.geometry import Triple
     from bigdeconv.planner import Request
@@ -41,9 +43,7 @@ _MARGIN = 10.0
 """How far below the tolerance a curve is followed: what the FFT's rounding adds to a halo makes the error that much smaller."""
 
 
-def make_plan(
-    request: Request, settings: Settings, kernels: Iterable[np.ndarray], model: WcrrWeights | None
-) -> planner.Plan:
+def make_plan(request: Request, settings: Settings, kernels: Iterable[np.ndarray], model: WcrrWeights | None) -> Plan:
     """Make a plan whose halo keeps the seam tolerance.
 
     Parameters
@@ -53,27 +53,27 @@ def make_plan(
     settings
         The iteration, with background and intensity scale in photons.
     kernels
-        PSFs ``v z y x`` of every channel; the halo is for the one that takes most.
+        PSFs ``v z y x`` of every channel; the halo is for the one that takes most.  Without any, nothing is calibrated.
 
     Raises
     ------
     BudgetError
-        If it does not fit the memory; the sentence names the block or the number of iterations that would.
+        If it does not fit the memory; the sentence names the memory, block, halo or number of iterations that would do.
     """
     distinct = list({id(k): k for k in kernels}.values())
 
-    def with_decays(iterations: int) -> Request:
-        return replace(request, decays=_decays(request, replace(settings, iterations=iterations), distinct, model))
+    def make(request: Request, iterations: int) -> Plan:
+        decays = _decays(request, replace(settings, iterations=iterations), distinct, model)
+        return planner.make_plan(replace(request, decays=decays))
 
-    complete = with_decays(settings.iterations)
     try:
-        return planner.make_plan(complete)
+        return make(request, settings.iterations)
     except BudgetError as error:
-        ways = _ways_to_fit(complete, with_decays, settings.iterations)
+        ways = _ways_to_fit(request, make, settings.iterations)
         raise BudgetError(" ".join([str(error), *ways])) from error
 
 
-def warnings(plan: planner.Plan, request: Request) -> list[str]:
+def warnings(plan: Plan, request: Request) -> list[str]:
     """Return a sentence if the seam tolerance will not be kept."""
     error, tolerance = plan.predicted_seam_error, request.seam_tolerance
     if error is None or error <= tolerance:
@@ -140,7 +140,7 @@ def _decays(
 ) -> tuple[Decay | None, ...]:
     return tuple(
         worst(calibrate(k, settings, model, axis, request.seam_tolerance) for k in kernels)
-        if _may_have_seams(request, axis)
+        if kernels and _may_have_seams(request, axis)
         else None
         for axis in range(3)
     )
@@ -155,22 +155,39 @@ def _may_have_seams(request: Request, axis: int) -> bool:
     return least[axis] < extent
 
 
-def _ways_to_fit(request: Request, with_decays: Callable[[int], Request], iterations: int) -> Iterator[str]:
+def _ways_to_fit(request: Request, make: Callable[[Request, int], Plan], iterations: int) -> Iterator[str]:
     """Yield a sentence for each other setting whose plan fits the memory."""
-    if request.block_shape is not None and (plan := _plan_or_none(replace(request, block_shape=None))):
-        yield f"Blocks of {zyx_text(plan.core_shape)} would fit."
-    while request.halo is None and iterations > 1:
-        iterations //= 2
-        if plan := _plan_or_none(with_decays(iterations)):
-            yield f"With --iterations {iterations} the seam tolerance takes a halo of {zyx_text(plan.halo)}, which would fit."
-            return
 
-
-def _plan_or_none(request: Request) -> planner.Plan | None:
-    try:
-        return planner.make_plan(request)
-    except BudgetError:
+    def first_that_fits(others: Iterable[tuple[Request, int]]) -> tuple[Plan, int] | None:
+        for other, n in others:
+            # A block that does not suit given chunks or shards is no way out either.
+            with suppress(BudgetError, InvalidInputError):
+                return make(other, n), n
         return None
+
+    smaller = (replace(request, block_shape=shape) for shape in _other_blocks(request))
+    if found := first_that_fits((other, iterations) for other in smaller):
+        yield f"--block-shape {zyx_text(found[0].core_shape)} would do."
+    if request.halo is not None:
+        thinner = (replace(request, halo=halo) for halo in _thinner(request.halo))
+        if found := first_that_fits((other, iterations) for other in thinner):
+            yield f"--halo {zyx_text(found[0].halo)} would do."
+    elif found := first_that_fits((request, iterations >> n) for n in range(1, iterations.bit_length())):
+        plan, fewer = found
+        yield f"--iterations {fewer} would do: the seam tolerance then takes a halo of {zyx_text(plan.halo)}."
+
+
+def _other_blocks(request: Request) -> Iterator[Triple | None]:
+    """Yield other block shapes than the one that is too large; None leaves it to the planner, whose smallest is a chunk."""
+    if request.block_shape is not None:
+        yield None
+    yield from ((edge,) * 3 for edge in (planner.CHUNK // 2, planner.CHUNK // 4))
+
+
+def _thinner(halo: Triple) -> Iterator[Triple]:
+    while any(halo):
+        halo = triple(h // 2 for h in halo)
+        yield halo
 
 
 def slab(kernels: np.ndarray, settings: Settings, zyx_shape: Triple) -> np.ndarray:

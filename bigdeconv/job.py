@@ -15,16 +15,18 @@ from bigdeconv.deconvolution import MU_MAX, Settings, likely_tau
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import triple, zyx_text
 from bigdeconv.intensity import Camera
-from bigdeconv.planner import CHUNK, make_plan
+from bigdeconv.planner import CHUNK
 from bigdeconv.storage.mask import blocks_outside
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from bigdeconv.blocks import Plan
     from bigdeconv.calibration import ChannelCalibration
     from bigdeconv.config import JobConfig
+    from bigdeconv.costs import Costs
     from bigdeconv.inputs import Inputs
-    from bigdeconv.planner import Costs, Plan, Request
+    from bigdeconv.planner import Request
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.collection import Collection
     from bigdeconv.storage.omezarr import VolumeInfo
@@ -177,9 +179,8 @@ def _plans(
             continue
         own = request.for_volume(volume, asked, config)
         # To a PSF that nobody has measured no halo is calibrated.
-        measured = not channel_psfs.are_nominal(config, found)
-        plan = halo.make_plan(own, nominal, kernels.values(), model) if measured else make_plan(own)
-        made[layout] = plan
+        measured = () if channel_psfs.are_nominal(config, found) else kernels.values()
+        plan = made[layout] = halo.make_plan(own, nominal, measured, model)
         notes += [*halo.warnings(plan, own), *_reading_warning(plan)]
     return tuple(made[volume.shape, volume.chunk_shape] for volume in found.volumes), list(dict.fromkeys(notes))
 

@@ -21,7 +21,7 @@ from bigdeconv.seams import strip_width
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from bigdeconv.planner import Plan
+    from bigdeconv.blocks import Plan
 
 TRIES = 50
 """How many seams are looked at for each that is probed, where a mask leaves out blocks."""

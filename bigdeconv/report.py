@@ -23,8 +23,8 @@ from bigdeconv.storage.arrays import read_box
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from bigdeconv.blocks import Plan
     from bigdeconv.document import Document
-    from bigdeconv.planner import Plan
     from bigdeconv.storage.omezarr import VolumeInfo
 
 LEAST_PIXELS = 192

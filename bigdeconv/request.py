@@ -10,14 +10,15 @@ import numpy as np
 from bigdeconv import inputs, models, trial
 from bigdeconv.deconvolution import DEFAULT_ITERATIONS
 from bigdeconv.geometry import triple
-from bigdeconv.planner import PriorMemory, Request
+from bigdeconv.memory import Contents, PriorMemory
+from bigdeconv.planner import Request
 from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
+    from bigdeconv.costs import Costs
     from bigdeconv.inputs import Inputs
     from bigdeconv.machine import Shares
-    from bigdeconv.planner import Costs
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
 
@@ -36,10 +37,12 @@ def for_job(
         psf_shape=triple(max(k.shape[a] for k in kernels.values()) for a in (1, 2, 3)),
         voxel_zyx_um=volume.voxel_zyx_um,
         channels=found.channels,
-        n_views=found.n_views,
-        input_itemsize=np.dtype(volume.dtype).itemsize,
-        output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
-        prior=_prior_memory(config.method, model, cuda=shares.cuda),
+        contents=Contents(
+            n_views=found.n_views,
+            input_itemsize=np.dtype(volume.dtype).itemsize,
+            output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
+            prior=_prior_memory(config.method, model, cuda=shares.cuda),
+        ),
         budget_bytes=shares.budget_bytes,
         device_budget_bytes=shares.device_budget_bytes,
         n_workers=max(shares.workers // len(found.volumes), 1),

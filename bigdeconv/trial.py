@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from bigdeconv.calibration import prepare_views
+from bigdeconv.costs import Costs
 from bigdeconv.deconvolution import Settings, make_blur, make_prior, restore
 from bigdeconv.intensity import Camera, Validity
-from bigdeconv.planner import HEAP_BYTES, Costs
+from bigdeconv.memory import HEAP_BYTES
 from bigdeconv.psf import gaussian
 from bigdeconv.pyramid import downsample
 from bigdeconv.solvers.richardson_lucy import prior_steps, prior_window

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from bigdeconv.geometry import Box, triple
-from bigdeconv.planner import PROCESS_BYTES, Request
+from bigdeconv.memory import PROCESS_BYTES, Contents
+from bigdeconv.planner import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ def requests(
         "roi": roi,
         "psf_shape": draw(triples(1, 9)),
         "voxel_zyx_um": draw(st.sampled_from([(1.0, 1.0, 1.0), (2.0, 0.5, 0.5), (0.1, 0.3, 1.0)])),
-        "n_views": draw(st.integers(1, 3)),
+        "contents": Contents(n_views=draw(st.integers(1, 3))),
         "sharded": draw(st.booleans()),
         "n_levels": draw(st.none() | st.integers(1, 5)),
         "halo": draw(st.none() | triples(0, 5)),

@@ -215,15 +215,19 @@ def blend_wider_than_the_core(folder):
 
 
 def no_memory(folder):
-    return {"flags": ("--memory", "100MiB")}, ("memory", r"needs 0\.4\d GiB", "allowed are 0.10 GiB", "raise --memory")
+    return {"flags": ("--memory", "100MiB")}, (
+        "memory",
+        r"needs 0\.4\d GiB",
+        "allowed are 0.10 GiB",
+        r"--memory 0\.\d\dGiB would do",
+    )
 
 
 def no_memory_for_the_block(folder):
     return {"flags": ("--memory", "450MiB", "--block-shape", "8,16,16", "--halo", "8,16,16")}, (
-        "memory: a block of 8,16,16 with its halo needs",
+        "memory: a block of 8,16,16 with its halo of 8,16,16 needs",
         "allowed are 0.44 GiB",
-        "lower --halo",
-        "smaller --block-shape",
+        "--memory 0.",
     )
 
 

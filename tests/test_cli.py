@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from bigdeconv.errors import BudgetError, ClusterLostError, InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.psf import gaussian
 from bigdeconv.storage.ledger import Ledger, ledger_path
 from tests import make
 from tests.make import RL, bigdeconv
@@ -298,6 +299,26 @@ def test_plan_as_json_has_what_scripts_rely_on(source, no_cluster):
     assert 0 < plan["predicted_seam_error"] < 0.1
     assert plan["estimated_seconds"] >= 0
     assert plan["iterations"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--memory", "500MiB", "--iterations", "40"), {"--memory", "--block-shape", "--iterations"}),
+        (("--memory", "600MiB", "--block-shape", "128,128,128"), {"--memory", "--block-shape"}),
+        (("--memory", "480MiB", "--halo", "40,40,40", "--block-shape", "16,16,16"), {"--memory", "--halo"}),
+    ],
+    ids=["halo", "block", "given-halo"],
+)
+def test_what_a_refusal_for_memory_advises_works(tmp_path, flags, named):
+    psf = make.psf_tiff(tmp_path / "psf.tif", gaussian((1.5, 1.0, 1.0)))
+    job = ("plan", "--shape", "1,1,512,512,512", "--psf", psf, "--method", "rl", "--device", "cpu", *flags, "--json")
+    refused = bigdeconv(*job)
+    assert refused.exit_code == 3
+    advice = dict(re.findall(r"(--[a-z-]+) ([\w.,]+) would do", json.loads(refused.stdout)["error"]))
+    assert advice.keys() >= named
+    for option, value in advice.items():
+        assert bigdeconv(*job, option, value).exit_code == 0, option
 
 
 def test_plan_as_text_says_blocks_memory_and_cost(source):

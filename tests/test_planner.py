@@ -15,29 +15,28 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bigdeconv import seams
+from bigdeconv.blocks import Plan, Series
+from bigdeconv.costs import FRESH_BYTES, PRIOR_FRESH_BYTES, Costs
 from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
-from bigdeconv.planner import (
-    BLEND,
+from bigdeconv.memory import (
     CUDA_PROCESS_BYTES,
-    FRESH_BYTES,
     HEAP_BYTES,
-    PRIOR_FRESH_BYTES,
     PROCESS_BYTES,
-    Costs,
-    Plan,
+    Contents,
     PriorMemory,
-    Request,
-    Series,
-    device_memory_terms,
-    make_plan,
-    memory_terms,
+    device_terms,
+    host_terms,
+    worker_terms,
 )
+from bigdeconv.planner import BLEND, Request, make_plan
 from bigdeconv.seams import Decay
 from tests.strategies import requests, triples
 
 DIRECTIONS = [d for d in product((0, 1), repeat=3) if any(d)]
-TOO_LITTLE = r"^memory: a block of \d+,\d+,\d+ with its halo needs .* GiB per worker, allowed are .* raise --memory"
+TOO_LITTLE = (
+    r"^memory: a block of \d+,\d+,\d+ with its halo of .* needs .* per worker, allowed are .*; --memory .*GiB would do"
+)
 
 
 def plan_for(request):
@@ -321,7 +320,7 @@ class TestCosts:
             assert plan.peak_bytes_per_worker > request.budget_bytes
         else:
             assert plan.peak_bytes_per_worker <= request.budget_bytes
-            assert plan.memory == memory_terms(request, plan.read_shape, plan.fft_shape, plan.core_shape)
+            assert plan.memory == worker_terms(request.contents, plan.read_shape, plan.fft_shape, plan.core_shape)
             assert plan.peak_bytes_per_worker == sum(size for _, size in plan.memory) > PROCESS_BYTES
 
     def test_an_explicit_block_keeps_the_budget_too(self):
@@ -351,8 +350,9 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        request = simple(n_views=2, prior=PriorMemory(200, 5000, 30), input_itemsize=2, output_itemsize=4)
-        terms = dict(memory_terms(request, (10, 10, 10), (12, 12, 16), (8, 8, 8)))
+        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 5000, 30))
+        read, fft, core = (10, 10, 10), (12, 12, 16), (8, 8, 8)
+        terms = dict(worker_terms(contents, read, fft, core))
         real, spectrum = 4 * 12 * 12 * 16, 8 * 12 * 12 * 9
         solver = {
             "photons": 2 * 1000 * 4,
@@ -370,15 +370,12 @@ class TestCosts:
         gaps = {"gaps in heaps": (real + 200 * 12 * 12 * 16 + 5000) * 3 // 4}
         assert terms == {"process": PROCESS_BYTES} | solver | gaps | beside
 
-        plain = replace(request, prior=None)
-        assert dict(memory_terms(plain, (10, 10, 10), (12, 12, 16), (8, 8, 8)))["FFT work, or the prior's"] == (
-            3 * spectrum + real
-        )
+        plain = dict(worker_terms(replace(contents, prior=None), read, fft, core))
+        assert plain["FFT work, or the prior's"] == 3 * spectrum + real
 
-        on_gpu = replace(request, device_budget_bytes=2**30)
-        terms = dict(memory_terms(on_gpu, (10, 10, 10), (12, 12, 16), (8, 8, 8)))
+        terms = dict(host_terms(contents, read, core))
         assert terms == {"process": CUDA_PROCESS_BYTES, "photons and weights, two blocks": 2 * 2 * 1000 * 9} | beside
-        assert dict(device_memory_terms(on_gpu, (10, 10, 10), (12, 12, 16))) == solver | {"FFT library": spectrum}
+        assert dict(device_terms(contents, read, fft)) == solver | {"FFT library": spectrum}
 
     def test_a_gpu_has_a_budget_of_its_own(self):
         """The larger of the two blocks that the host has room for does not fit the device."""
@@ -387,11 +384,11 @@ class TestCosts:
         tight = make_plan(replace(request, device_budget_bytes=2**26))
         assert roomy.peak_bytes_per_device > 2**26 >= tight.peak_bytes_per_device > 0
         assert make_plan(request).device_memory == ()
-        with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, allowed are 0.00 GiB; lower --halo"):
+        with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, allowed are 0.00 GiB\.$"):
             make_plan(replace(request, device_budget_bytes=1000))
 
     def test_large_arrays_leave_no_gaps(self):
-        terms = [dict(memory_terms(simple(), (n, 256, 256), (n, 256, 256), (8, 8, 8))) for n in (127, 128)]
+        terms = [dict(worker_terms(Contents(), (n, 256, 256), (n, 256, 256), (8, 8, 8))) for n in (127, 128)]
         assert [t["gaps in heaps"] > 0 for t in terms] == [True, False]
 
     @given(shape=triples(20, 48), blend=triples(1, 4), core=st.sampled_from([(8, 8, 8), (8, 12, 16)]))

@@ -26,9 +26,9 @@ from bigdeconv.storage.arrays import read_box, read_region, write_region
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bigdeconv.blocks import BlockTask
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.physics.convolution import Blur
-    from bigdeconv.planner import BlockTask
     from bigdeconv.priors import Prior
 
 PYRAMID_SLAB = 32

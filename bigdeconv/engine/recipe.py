@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from bigdeconv.blocks import Plan
     from bigdeconv.deconvolution import Settings
     from bigdeconv.intensity import Camera, Validity
-    from bigdeconv.planner import Plan
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
 

@@ -12,10 +12,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.blending import DIRECTIONS
+from bigdeconv.blocks import Series
 from bigdeconv.engine import tasks
 from bigdeconv.errors import ClusterLostError
 from bigdeconv.geometry import Box, Grid, Triple, triple
-from bigdeconv.planner import Series
 from bigdeconv.storage.ledger import drop_rim
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from distributed import Client, Future
 
+    from bigdeconv.blocks import BlockTask
     from bigdeconv.engine.cluster import Connection
     from bigdeconv.engine.recipe import Recipe
-    from bigdeconv.planner import BlockTask
     from bigdeconv.probes import Measured, SeamProbe
 
 RETRIES = 2

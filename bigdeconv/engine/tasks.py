@@ -8,9 +8,9 @@ from bigdeconv.engine import block
 from bigdeconv.engine import probe as probing
 
 if TYPE_CHECKING:
+    from bigdeconv.blocks import BlockTask
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.geometry import Box, Triple
-    from bigdeconv.planner import BlockTask
     from bigdeconv.probes import Measured, SeamProbe
 
 RECIPES: dict[str, tuple[Recipe, ...]] = {}

@@ -17,7 +17,7 @@ from bigdeconv.storage.omezarr import VolumeInfo, describe, open_group, parse_im
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bigdeconv.planner import Plan
+    from bigdeconv.blocks import Plan
 
 LOOKED_AT_VOXELS = 2**26
 """Of a pyramid, the finest level of at most so many voxels is looked at."""

@@ -105,18 +105,20 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
 
 
-def make_recipe(case: Case, folder: Path, iterations: int = 2):
+def make_recipe(case: Case, folder: Path, iterations: int = 1):
     """Write the input and make the recipe of a job with two blocks."""
-    from bigdeconv import job, trial
+    from bigdeconv import halo, job, planner, trial
     from bigdeconv.config import make_config
+    from bigdeconv.costs import Costs
     from bigdeconv.deconvolution import Settings
     from bigdeconv.engine.recipe import ChannelRecipe, Recipe
     from bigdeconv.intensity import Camera, Validity
-    from bigdeconv.planner import Costs
     from bigdeconv.storage.output import create_output
 
     _write_input(case, folder)
-    trial.measure = lambda *_: Costs()  # the driver's work, not the worker's
+    # The driver's work, not the worker's: without a calibrated halo a plan takes twice the PSF's radius.
+    trial.measure = lambda *_: Costs()
+    halo.make_plan = lambda request, *_: planner.make_plan(request)
     outline = job.inspect(
         make_config(
             {

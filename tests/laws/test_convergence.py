@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import bigdeconv
 from bigdeconv import models, psf, quality, simulation
+from bigdeconv.memory import prior_voxels
 from bigdeconv.physics.convolution import Blur
-from bigdeconv.planner import prior_voxels
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr
 from bigdeconv.solvers.richardson_lucy import Problem, init, objective, prior_steps, prior_window, solve, step
