@@ -20,11 +20,10 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple
+from bigdeconv.levels import Level  # noqa: TC001  (read at run time, as a plan is stored by its annotations)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from bigdeconv.levels import Level
 
 
 @dataclass(frozen=True, slots=True)
