@@ -25,8 +25,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory):
-    """Halos and costs are measured once per session, and shared with nobody else; child processes inherit it."""
+    """Halos and costs are measured once per session, and shared with nobody else; child processes inherit it.
+
+    Costs are measured on a small window: how near they are to a block's is the business of ``tests/benchmarks/cost.py``.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bigdeconv.trial.WINDOW", (24, 26, 32))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from functools import cache
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ from tests import make
 pytestmark = pytest.mark.cluster
 
 VOXEL_UM = tuple(make.VOXEL_UM.values())
+IN_27_BLOCKS = {"iterations": 10, "block_shape": (20, 20, 20), "dtype": "float32"}
 
 
 def tubes(shape=(60, 60, 60), photons=100.0, seed=3):
@@ -52,14 +54,15 @@ def result_of(output, level=0):
     return read_box(info, Box.of_shape(info.zyx_shape))
 
 
-def whole_volume(output, data, kernel, method, iterations):
-    """Deconvolve in one piece with the numbers that the run decided."""
-    settings = document.load(Ledger.open(output)).channels[0].settings
+@cache
+def whole_volume(settings):
+    """Deconvolve `tubes` in one piece with the numbers that a run of several blocks decided."""
+    data, kernel = tubes()
     return bigdeconv.deconvolve(
         data.astype(np.float32),
         psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).kernels[0],
-        method=method,
-        iterations=iterations,
+        method=settings.method,
+        iterations=settings.iterations,
         background=settings.background,
         intensity_scale=settings.intensity_scale,
         tau=settings.tau,
@@ -68,37 +71,46 @@ def whole_volume(output, data, kernel, method, iterations):
     )
 
 
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory, cluster_address):
+    """Runs of `tubes` in 27 blocks by method and blend, each made once: output, and the whole volume with its numbers."""
+    folder = tmp_path_factory.mktemp("tiled")
+
+    @cache
+    def outputs(method, blend):
+        name = f"{method}-{blend}.zarr"
+        return run(folder, cluster_address, *tubes(), name=name, method=method, blend=(blend,) * 3, **IN_27_BLOCKS)
+
+    def made(method, blend):
+        output = outputs(method, blend)
+        return output, whole_volume(document.load(Ledger.open(output)).channels[0].settings)
+
+    return made
+
+
 class TestSeams:
     """Twenty-seven blocks equal one: at the seams, and all over."""
 
     @pytest.mark.parametrize("method", ["rl", "rltv", "garl"])
     @pytest.mark.parametrize("blend", [4, 0])
-    def test_blocks_equal_the_whole(self, tmp_path, cluster_address, method, blend):
-        data, kernel = tubes()
-        output = run(
-            tmp_path, cluster_address, data, kernel,
-            method=method, iterations=10, block_shape=(20, 20, 20), blend=(blend,) * 3, dtype="float32",
-        )  # fmt: skip
+    def test_blocks_equal_the_whole(self, tiled, method, blend):
+        output, whole = tiled(method, blend)
         plan = document.load(Ledger.open(output)).plan
-        assert plan.n_blocks == 27
-        tiled, whole = result_of(output), whole_volume(output, data, kernel, method, 10)
-        seams = quality.seam_error(tiled, whole, ((20, 40),) * 3, max(2, blend))
+        assert (plan.n_blocks, plan.blend) == (27, (blend,) * 3)
+        blocks = result_of(output)
+        seams = quality.seam_error(blocks, whole, ((20, 40),) * 3, max(2, blend))
         # The halo of two radii promises 5e-4 at ten iterations; a block that read its data one voxel off gives 1e-1.
         assert max(seams) < 2e-3
-        assert np.linalg.norm(tiled - whole) < 1e-3 * np.linalg.norm(whole)
+        assert np.linalg.norm(blocks - whole) < 1e-3 * np.linalg.norm(whole)
 
     def test_a_halo_too_small_shows_at_the_seams(self, tmp_path, cluster_address):
-        data, kernel = tubes()
-        settings = {"method": "rl", "iterations": 10, "block_shape": (20, 20, 20), "dtype": "float32"}
-        output = run(tmp_path, cluster_address, data, kernel, halo=(0, 0, 0), blend=(0, 0, 0), **settings)
-        whole = whole_volume(output, data, kernel, "rl", 10)
+        output = run(tmp_path, cluster_address, *tubes(), method="rl", halo=(0,) * 3, blend=(0,) * 3, **IN_27_BLOCKS)
+        whole = whole_volume(document.load(Ledger.open(output)).channels[0].settings)
         assert max(quality.seam_error(result_of(output), whole, ((20, 40),) * 3, 2)) > 0.02
 
-    def test_a_region_equals_that_part_of_the_full_run(self, tmp_path, cluster_address):
-        data, kernel = tubes()
-        settings = {"method": "garl", "iterations": 10, "block_shape": (20, 20, 20), "dtype": "float32"}
-        full = run(tmp_path, cluster_address, data, kernel, **settings)
-        part = run(tmp_path, cluster_address, data, kernel, name="part.zarr", roi="20:40,10:40,:", **settings)
+    def test_a_region_equals_that_part_of_the_full_run(self, tiled, tmp_path, cluster_address):
+        full, _ = tiled("garl", 4)
+        part = run(tmp_path, cluster_address, *tubes(), method="garl", roi="20:40,10:40,:", **IN_27_BLOCKS)
         whole, region = result_of(full), result_of(part)
         inside = whole[20:40, 10:40]
         assert region.shape == inside.shape
@@ -150,7 +162,7 @@ class TestKilled:
         data, kernel = tubes()
         make.volume(tmp_path / "input.zarr", data)
         make.psf_tiff(tmp_path / "psf.tif", kernel)
-        options = ("--psf", "psf.tif", "--iterations", "20", "--block-shape", "20,20,20", "--workers", "2")
+        options = ("--psf", "psf.tif", "--iterations", "6", "--block-shape", "20,20,20", "--workers", "2")
         undisturbed = make.start("run", "input.zarr", "whole.zarr", *options, cwd=tmp_path)
         _, stderr = undisturbed.communicate(timeout=200)
         assert undisturbed.returncode == 0, stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -63,21 +64,34 @@ def objectives(p, n):
     return np.array(values)
 
 
+def objective_after(p, n):
+    state = init(p)
+    for _ in range(n):
+        step(p, state)
+    return objective(p, state.x)
+
+
+@cache
+def without_momentum(method, tau):
+    return objectives(problem(method, tau, momentum=False), 30)
+
+
 CASES = [(method, tau) for method, taus in STRENGTHS.items() for tau in taus]
 
 
 @pytest.mark.parametrize(("method", "tau"), CASES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_without_momentum_the_objective_never_rises(method, tau, weighted):
-    weights = (np.random.default_rng(0).random(SHAPE) > 0.2).astype(float) if weighted else None
-    values = objectives(problem(method, tau, momentum=False, weights=weights), 30)
+    weights = (np.random.default_rng(0).random(SHAPE) > 0.2).astype(float)
+    weighted_problem = problem(method, tau, momentum=False, weights=weights)
+    values = objectives(weighted_problem, 30) if weighted else without_momentum(method, tau)
     # The bound is exact; what is left is the rounding of a sum of 2e4 terms.
     assert np.diff(values).max() < 1e-9 * abs(values[0])
 
 
 @pytest.mark.parametrize(("method", "tau"), CASES)
 def test_momentum_is_worth_it(method, tau):
-    fast, slow = (objectives(problem(method, tau, momentum=m), 30) for m in (True, False))
+    fast, slow = objectives(problem(method, tau), 30), without_momentum(method, tau)
     assert fast[-1] < slow[-1]
     assert np.diff(fast).max() < 1e-4 * (fast[0] - fast[-1])
 
@@ -107,9 +121,9 @@ def test_the_objective_of_many_views_never_rises(method, tau):
 def test_both_updates_go_to_the_same_place(method):
     """Where the prior is weak the reference converges too, and the two meet."""
     tau = STRENGTHS[method][0]
-    ours, theirs = (objectives(problem(method, tau, update=u), 300)[-1] for u in ("convergent", "reference"))
-    start = objectives(problem(method, tau), 0)[0]
-    assert abs(ours - theirs) < 2e-3 * (start - min(ours, theirs))
+    ours, theirs = (objective_after(problem(method, tau, update=u), 100) for u in ("convergent", "reference"))
+    start = objective_after(problem(method, tau), 0)
+    assert abs(ours - theirs) < 1e-3 * (start - min(ours, theirs))
 
 
 @pytest.mark.parametrize(("method", "tau"), CASES)
