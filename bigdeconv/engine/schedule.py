@@ -185,15 +185,6 @@ class _Window:
             return False
 
 
-def _anchor(client: Client, name: str) -> Future[Any]:
-    """Keep a group of tasks alive for as long as the future is held.
-
-    Dask forgets a group with its last task, but its spans keep every group that there ever was: where a merge ends before the next
-    begins, one per block.
-    """
-    return client.submit(bool, key=f"{name}-(anchor)", pure=False)
-
-
 class _BlockRun:
     """The state of one run over all blocks."""
 
@@ -208,7 +199,6 @@ class _BlockRun:
         self._series = Series(tuple(recipe.plan for recipe in recipes))
         self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
         self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
-        self._anchors = [_anchor(connection.client, f"{name}-{self._token}") for name in ("solve", "merge")]
         self._state = bytearray(self._series.n_blocks if outside is None else OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
