@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from bigdeconv.blending import DIRECTIONS
+from bigdeconv.calibration import prepare_views
 from bigdeconv.config import make_config
 from bigdeconv.engine import block, cluster, schedule
 from bigdeconv.geometry import triple
@@ -109,21 +110,17 @@ def on_workers(recipe, address):
 @pytest.mark.cluster
 @pytest.mark.usefixtures("one_thread")
 def test_any_order_of_blocks_and_any_number_of_workers_give_the_same_bytes(tmp_path, cluster_address):
-    source, kernel = make.volume(tmp_path / "in.zarr", make.scene(40, 48, 52)), make.psf_tiff(tmp_path / "psf.tif")
+    source, kernel = make.volume(tmp_path / "in.zarr", make.scene(28, 40, 44)), make.psf_tiff(tmp_path / "psf.tif")
     job = {
-        "input": str(source),
-        "psf": [str(kernel)],
-        "method": "rltv",
-        "iterations": 3,
-        "device": "cpu",
-        "halo": (4,) * 3,
-    }
-    job |= {"block_shape": (16,) * 3, "chunks": (8,) * 3, "blend": (3,) * 3, "levels": 4, "tau": 0.01}
+        "input": str(source), "psf": [str(kernel)], "method": "rl", "iterations": 2, "device": "cpu",
+        "background": 20, "intensity_scale": 100, "output_scale": 8,
+        "block_shape": (16, 16, 16), "chunks": (8, 8, 8), "halo": (4, 4, 4), "blend": (3, 3, 3), "levels": 3,
+    }  # fmt: skip
 
     def bytes_of(name, work, *how):
         output = tmp_path / name
         (recipe,) = make.start_job(make_config(job | {"output": str(output)}))
-        assert recipe.plan.n_blocks == 36
+        assert recipe.plan.n_blocks == 18
         assert {level.in_task for level in recipe.plan.levels} == {True, False}
         work(recipe, *how)
         return make.snapshot(output)
@@ -135,3 +132,27 @@ def test_any_order_of_blocks_and_any_number_of_workers_give_the_same_bytes(tmp_p
         n_workers=3, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
     ) as three:
         assert bytes_of("three.zarr", on_workers, three.scheduler_address) == once
+
+
+def test_a_window_of_fill_costs_no_more_than_its_reading(tmp_path, monkeypatch):
+    data = make.scene(64, 16, 16, background=100.0)
+    data[:32] = 0
+    source, kernel = make.volume(tmp_path / "in.zarr", data, chunk=(16, 16, 16)), make.psf_tiff(tmp_path / "psf.tif")
+    job = {
+        "input": str(source),
+        "output": str(tmp_path / "out.zarr"),
+        "psf": [str(kernel)],
+        "method": "rl",
+        "device": "cpu",
+    }
+    (recipe,) = make.start_job(make_config(job | {"block_shape": (16, 16, 16), "halo": (4, 4, 4), "blend": (0, 0, 0)}))
+    first, validity = recipe.plan.task(0), recipe.channels[0].validity
+    assert validity.fill == 0
+    counts = block._counts(recipe, 0, 0, first.read)
+    _, weights, expected = prepare_views(counts, recipe.camera, validity, first.core.slices)
+    assert not weights.any()
+    monkeypatch.delattr(block, "prepare_views")
+    solved = block.solve_block(recipe, first)
+    assert solved.core is None
+    assert solved.stats.pop("read_seconds") >= 0
+    assert solved.stats == {"voxels": expected.voxels, "fill": expected.fill, "skipped": True}
