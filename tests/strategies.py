@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
-from bigdeconv.errors import BudgetError
 from bigdeconv.geometry import Box, triple
-from bigdeconv.planner import PROCESS_BYTES, Plan, Request, make_plan
+from bigdeconv.planner import PROCESS_BYTES, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,15 +74,6 @@ def requests(
         values["chunk_shape"] = triple(max(c, n // 3) for c, n in zip(chunk, extent, strict=True))
         values["budget_bytes"] = PROCESS_BYTES + draw(st.integers(0, 3_000_000))
     return Request(**values | fixed)
-
-
-def plan_for(request: Request) -> Plan:
-    """The plan, or another example where the memory is too little for any."""
-    try:
-        return make_plan(request)
-    except BudgetError:
-        assume(False)
-        raise
 
 
 @st.composite

@@ -23,7 +23,8 @@ from bigdeconv.pyramid import downsample
 from bigdeconv.storage import arrays
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from tests import make
-from tests.strategies import plan_for, requests
+from tests.strategies import requests
+from tests.test_planner import plan_for
 
 
 def levels_for_later(recipe):

@@ -184,7 +184,7 @@ def _kept(results: dict[str, Any]) -> str:
 
 def _shares(results: dict[str, Any]) -> str:
     names = {"read": "read", "solve": "compute", "blend": "blend", "write": "write", "wait": "wait"}
-    rows = [(m, *(f"{100 * part[name]:.1f} %" for name in names)) for m, part in results["shares"].items()]
+    rows = [(m.upper(), *(f"{100 * part[name]:.1f} %" for name in names)) for m, part in results["shares"].items()]
     return table(("Share of the workers' time", *names.values()), rows)
 
 
