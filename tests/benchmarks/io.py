@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bigdeconv.engine.recipe import Recipe
-    from bigdeconv.planner import Plan
 
 Triple = tuple[int, int, int]
 GPU_VOXELS = 200e6
@@ -270,7 +269,7 @@ def _bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json")
 
 
-def _decoded_if_kept(plan: Plan, workers: int) -> list[float]:
+def _decoded_if_kept(plan, workers: int) -> list[float]:
     """Return the voxels decoded per voxel written if workers, dealt the blocks in turn, kept the chunks that they used last."""
     _, middle, fast = (plan.grid.counts[axis] for axis in plan.axis_order)
     chunk = plan.input_chunk_shape
@@ -297,7 +296,7 @@ def _chunks(box, chunk: Triple) -> list[Triple]:
     return list(product(*(range(a, b) for a, b in zip(touched.start, touched.stop, strict=True))))
 
 
-def _voxels(plan: Plan, place: Triple) -> int:
+def _voxels(plan, place: Triple) -> int:
     spans = zip(place, plan.input_chunk_shape, plan.zyx_shape, strict=True)
     return int(np.prod([min((p + 1) * c, n) - p * c for p, c, n in spans]))
 
