@@ -7,6 +7,7 @@ share a voxel judge it alike (but for the outermost voxels of a halo, whose neig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,17 +93,23 @@ def _hot(photons: np.ndarray, validity: Validity) -> np.ndarray:
     assert validity.hot_ratio is not None
     b, ratio = validity.background, validity.hot_ratio
     least = ratio * 0.1 * validity.intensity_scale
+    bright = np.nonzero(photons > b + least + HOT_SIGNIFICANCE * np.sqrt(least + b))
+    peak, brightest = photons[bright], _brightest_neighbours(photons, bright)
+    allowed = np.maximum(ratio * (brightest.astype(np.float64) - b), least)
+    excess = (allowed + HOT_SIGNIFICANCE * np.sqrt(allowed + b)).astype(photons.dtype)
     hot = np.zeros(photons.shape, bool)
-    bright = photons > b + least + HOT_SIGNIFICANCE * np.sqrt(least + b)
-    candidates = np.argwhere(bright & (photons == ndimage.maximum_filter(photons, size=3, mode="nearest")))
-    padded = np.pad(photons, 1, mode="reflect" if min(photons.shape) > 1 else "constant")
-    for index in candidates:
-        z, y, x = (int(i) for i in index)
-        around = padded[z : z + 3, y : y + 3, x : x + 3].copy()
-        around[1, 1, 1] = 0
-        allowed = max(ratio * (float(around.max()) - b), least)
-        hot[z, y, x] = photons[z, y, x] - b > allowed + HOT_SIGNIFICANCE * np.sqrt(allowed + b)
+    hot[bright] = (peak >= brightest) & (peak - b > excess)
     return hot
+
+
+def _brightest_neighbours(photons: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return the brightest of the 26 neighbours of some voxels: a maximum filter of all would take half of the preparation."""
+    padded = np.pad(photons, 1, mode="reflect" if min(photons.shape) > 1 else "constant")
+    brightest = np.zeros(len(index[0]), photons.dtype)
+    for step in product(range(3), repeat=3):
+        if step != (1, 1, 1):
+            np.maximum(brightest, padded[tuple(i + s for i, s in zip(index, step, strict=True))], out=brightest)
+    return brightest
 
 
 def hot_ratio(kernels: np.ndarray) -> float | None:

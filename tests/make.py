@@ -16,9 +16,11 @@ import zarr
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from bigdeconv import psf
+from bigdeconv import document as documents
+from bigdeconv import job as jobs
+from bigdeconv import pipeline, psf
 from bigdeconv.storage.arrays import read_region, write_region
-from bigdeconv.storage.ledger import ledger_path
+from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +40,11 @@ def scene(*shape, seed=0, background=20.0, signal=400.0, dtype="uint16"):
     return rng.poisson(background + signal * blurred / blurred.max()).astype(dtype)
 
 
-def volume(path, data, *, axes=None, chunk=None, units=True, version="0.5"):
+def volume(path, data, *, axes=None, chunk=None, shard=None, units=True, version="0.5"):
     """Write an OME-Zarr image of one level and return its path; ``chunk`` is for all axes, the whole array if not given."""
     axes = axes or "tczyx"[-data.ndim :]
     scale = tuple(VOXEL_UM.get(a, 1.0) for a in axes)
-    level = LevelSpec(data.shape, chunk or data.shape, None, scale, (0.0,) * data.ndim)
+    level = LevelSpec(data.shape, chunk or data.shape, shard, scale, (0.0,) * data.ndim)
     named = tuple("micrometer" if units and a in VOXEL_UM else None for a in axes)
     create_output(path, OutputSpec(tuple(axes), named, data.dtype.str, (level,), version, "image", (), {}))
     write_region(path, "0", tuple(slice(0, n) for n in data.shape), data)
@@ -80,6 +82,15 @@ def plate(path, version, fields):
     for name, data in fields.items():
         volume(path / name, data, version=version, chunk=(8, 16, 16))
     return path
+
+
+def start_job(config):
+    """Begin a job as a run does, all but its blocks; return the recipes, for one thread per block."""
+    output, job = Path(config.output), jobs.prepare(jobs.inspect(config))
+    document = documents.from_job(job)
+    pipeline._start_ledger(output, job, document)
+    pipeline._ensure_output(output, document)
+    return documents.make_recipes(document, Ledger.open(output), output, threads=1)
 
 
 def psf_tiff(path, kernel=None):

@@ -17,9 +17,16 @@ def test_the_suite_runs(tmp_path, cluster_address):
     assert set(contest) == set(suite.SMALL.names)
     assert all(contest[name]["peak_bytes"] > 0 for name in ("rl", "plain torch loop, RL"))
     assert {row["way"] for row in results["prior"]} == {"plain", "slabs of 2 MiB", "rows"}
-    shares = [results["run"][part] for part in ("read", "solve", "blend", "write", "wait")]
-    assert sum(shares) == pytest.approx(1)
-    assert all(0 <= share <= 1 for share in shares)
+    for run in results["io"]["shares"].values():
+        shares = [run[part] for part in ("read", "solve", "blend", "write", "wait")]
+        assert sum(shares) == pytest.approx(1)
+        assert all(0 <= share <= 1 for share in shares)
+    for row in results["io"]["traffic"]:
+        # What is counted at the codec is what the plan says, and what a worker decodes that keeps nothing.
+        assert row["decoded"] == pytest.approx(row["decoded_planned"])
+        assert {kept[0] for kept in row["kept"].values()} == {row["decoded_planned"]}
+        assert row["kept"]["1"][-1] == pytest.approx(1)
+        assert 0 < row["bytes_written"] < 2 * (1 + 1 / 8 + 1 / 64 + 1 / 512)
     assert [row["prior"] for row in results["convergence"]] == ["tv", "compact"]
     text = suite.markdown(results)
     for name in suite.SMALL.names:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from types import SimpleNamespace
 
 import pytest
 from dask.utils import key_split
@@ -10,6 +12,7 @@ from distributed import Client, get_worker
 
 from bigdeconv.engine import cluster, schedule
 from bigdeconv.errors import ClusterLostError
+from bigdeconv.planner import Request, make_plan
 
 
 class Recorder:
@@ -48,6 +51,32 @@ def test_a_cluster_that_runs_already_shares_its_cores(cluster_address):
     with cluster.connect(cluster_address, cluster.LocalWorkers(1, 1)) as connection:
         assert connection.slots == 2
         assert not connection.is_local
+
+
+@pytest.mark.cluster
+def test_the_scheduler_forgets_blocks(cluster_address, monkeypatch, tmp_path):
+    """Dask's spans would remember each; here every merge is the last of its group of tasks, too."""
+
+    def solve(token, task):
+        time.sleep(0.1)
+
+    def merge(token, task, solved, rims):
+        return {"block": task.index}
+
+    def remembered(dask_scheduler):
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        return sum(len(span.groups) + len(span.metadata["collections"]) for span in spans)
+
+    monkeypatch.setattr(schedule.tasks, "solve", solve)
+    monkeypatch.setattr(schedule.tasks, "merge", merge)
+    plan = make_plan(Request((96, 32, 32), (1, 1, 1), (1.0,) * 3, block_shape=(16, 16, 16), blend=(0, 0, 0)))
+    recipe = SimpleNamespace(token="0123456789ab", plan=plan, scratch=tmp_path)
+    with cluster.connect(cluster_address, cluster.LocalWorkers(1, 1)) as connection:
+        before = connection.client.run_on_scheduler(remembered)
+        progress = schedule.run_blocks(connection, (recipe,), None, (), lambda *_: None)
+        assert progress.blocks_finished == plan.n_blocks == 24
+        # The groups of solve and merge.
+        assert connection.client.run_on_scheduler(remembered) - before <= 2
 
 
 @pytest.mark.cluster

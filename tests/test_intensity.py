@@ -16,6 +16,7 @@ from bigdeconv.intensity import (
     estimate_scale,
     hot_ratio,
 )
+from tests.strategies import triples
 
 
 def gaussian_psf(sigma, n=13):
@@ -142,6 +143,23 @@ class TestHotPixels:
         sharp, wide = gaussian_psf(0.6), gaussian_psf(2.0)
         neighbour = sharp[6, 6, 6] / max(sharp[5, 6, 6], sharp[6, 5, 6])
         assert hot_ratio(np.stack([wide, sharp, wide])) == pytest.approx(3 * neighbour)
+
+    @given(triples(1, 7), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]))
+    @settings(max_examples=60, deadline=None)
+    def test_voxel_by_voxel(self, shape, seed, dtype):
+        """A peak that exceeds what its brightest neighbour, or a tenth of the scale, allows, and the noise of that."""
+        rng = np.random.default_rng(seed)
+        photons = rng.poisson(20, shape).astype(dtype)
+        photons[rng.random(shape) < 0.05] *= rng.choice([4, 30])
+        b, ratio, scale = 5.0, 3.0, 40.0
+        expected = np.zeros(shape, bool)
+        for place in np.ndindex(*shape):
+            around = photons[tuple(slice(max(i - 1, 0), i + 2) for i in place)].ravel().tolist()
+            peak = float(photons[place])
+            around.remove(peak)
+            allowed = max(ratio * (max(around, default=0.0) - b), ratio * scale / 10)
+            expected[place] = peak >= max(around, default=0.0) and peak - b > allowed + 8 * (allowed + b) ** 0.5
+        np.testing.assert_array_equal(data_mask(photons, photons, Validity(None, ratio, b, scale))[2], expected)
 
     def test_windows_that_share_a_voxel_judge_it_alike(self):
         """But for the faces, where a window does not see the neighbours."""

@@ -87,7 +87,7 @@ def restore_window(
     -------
     tuple
         The estimate ``z y x`` in photons, None where there are no data; the weights of the data ``v z y x``, None where all are
-        1; and statistics: seconds, and what was left out of ``owned``.
+        1 or none is looked at; and statistics: seconds, and what was left out of ``owned``.
     """
     settings, validity = recipe.channels[channel].settings, recipe.channels[channel].validity
     on_cpu = settings.torch_device == "cpu"
@@ -96,6 +96,9 @@ def restore_window(
         laps = _Laps(stats)
         counts = _counts(recipe, timepoint, channel, window)
         laps.end("read")
+        if validity.fill is not None and (counts == validity.fill).all():
+            n = len(counts) * owned.size
+            return None, None, stats | {"voxels": n, "fill": n, "skipped": True}
         if on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")

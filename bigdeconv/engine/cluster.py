@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
-from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, SchedulerPlugin, SpecCluster, WorkerPlugin
 
 from bigdeconv.engine import tasks
 from bigdeconv.errors import BudgetError, ClusterLostError
@@ -120,6 +120,24 @@ def _plugin_name(recipes: tuple[Recipe, ...]) -> str:
     return f"bigdeconv-{recipes[0].token}"
 
 
+class _ShortMemory(SchedulerPlugin):
+    """Keeps the scheduler from growing with the number of blocks.
+
+    Dask's spans note every submission, and every group of tasks that there ever was: where a merge ends before the next begins,
+    one for each.  Nobody reads that.
+    """
+
+    name = "bigdeconv-short-memory"
+    idempotent = True
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
+        for span_id in {scheduler.tasks[key].group.span_id for key in tasks}:
+            span = scheduler.extensions["spans"].spans[span_id]
+            if span.metadata is not None:
+                span.metadata["collections"].clear()
+            span.groups.intersection_update(scheduler.task_groups.values())
+
+
 class _RecipePlugin(WorkerPlugin):
     """Keeps a job's recipes on a worker and gives its FFTs and convolutions their threads: a fair share of the host's cores."""
 
@@ -203,6 +221,7 @@ def _address_in(scheduler_file: Path) -> str:
 
 
 def _connection(client: Client, *, is_local: bool) -> Connection:
+    client.register_plugin(_ShortMemory())
     slots = sum(min(worker["nthreads"], THREADS_PER_WORKER) for worker in _workers(client))
     without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
     dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh

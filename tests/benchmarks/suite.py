@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ import torch
 
 from bigdeconv import psf
 from bigdeconv.geometry import fast_length
-from tests.benchmarks import contestants, convergence, prior, shares
-from tests.benchmarks.measure import machine, random_volume, rates
+from tests.benchmarks import contestants, convergence, io, prior
+from tests.benchmarks.measure import machine, random_volume, rates, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,9 +34,7 @@ class Size:
     rounds: int = 2
     prior_shape: Triple = (60, 96, 250)
     matrix_edge: int = 1024
-    run_shape: Triple = (64, 256, 256)
-    core: Triple = (64, 128, 128)
-    run_iterations: int | None = None
+    traffic: io.Size = field(default_factory=io.Size)
     priors: Sequence[str] = ("tv", "compact")
     phantom_shape: Triple = (18, 40, 40)
     strengths: Sequence[float] = convergence.STRENGTHS
@@ -52,9 +50,7 @@ SMALL = Size(
     rounds=1,
     prior_shape=(9, 12, 16),
     matrix_edge=32,
-    run_shape=(16, 32, 32),
-    core=(16, 16, 16),
-    run_iterations=2,
+    traffic=io.SMALL,
     phantom_shape=(8, 12, 12),
     strengths=(1.0,),
     phantoms=("balls",),
@@ -69,7 +65,6 @@ def run(
     *,
     threads: int = 1,
     peers_python: str = sys.executable,
-    workers: int = 2,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
     """Measure everything; the contestants' estimates stay in a folder."""
@@ -104,14 +99,7 @@ def run(
             "curves": [convergence.curves(name, size.phantom_shape, size.marks) for name in size.priors],
         }
     with tempfile.TemporaryDirectory() as folder:
-        results["run"] = shares.measure(
-            Path(folder),
-            size.run_shape,
-            core=size.core,
-            iterations=size.run_iterations,
-            workers=workers,
-            scheduler=scheduler,
-        )
+        results["io"] = io.run(Path(folder), size.traffic, scheduler=scheduler)
     return results
 
 
@@ -121,7 +109,7 @@ def markdown(results: dict[str, Any]) -> str:
         _machine(results),
         _contest(results),
         _prior(results),
-        _run(results),
+        io.markdown(results["io"]),
         _convergence(results),
         _curves(results),
     )
@@ -156,7 +144,7 @@ def _contest(results: dict[str, Any]) -> str:
     title = f"One iteration on data of {_shape(results['data_shape'])} with a PSF of {_shape(results['psf_shape'])}"
     head = (title, "CPU ns per voxel", "ns per voxel", "of the loop", "peak memory, FFT volumes")
     transforms = 2 * results["rates"]["fft_pair_ns_per_voxel"] * fft_bytes / 4 / voxels
-    return f"{_table(head, rows)}\n\nTwo pairs of whole transforms alone: {transforms:.0f} ns per voxel."
+    return f"{table(head, rows)}\n\nTwo pairs of whole transforms alone: {transforms:.0f} ns per voxel."
 
 
 def _prior(results: dict[str, Any]) -> str:
@@ -171,16 +159,9 @@ def _prior(results: dict[str, Any]) -> str:
         )
         for row in results["prior"]
     ]
-    return _table(
+    return table(
         ("Gradient of the prior", "way", "CPU ns per voxel", "times faster", "of which products, at best"), rows
     )
-
-
-def _run(results: dict[str, Any]) -> str:
-    run = results["run"]
-    names = {"read": "read", "solve": "compute", "blend": "blend", "write": "write", "wait": "wait"}
-    rows = [[f"{100 * run[part]:.1f} %" for part in names]]
-    return _table([f"{name}" for name in names.values()], rows)
 
 
 def _convergence(results: dict[str, Any]) -> str:
@@ -203,7 +184,7 @@ def _convergence(results: dict[str, Any]) -> str:
             )
         )
     head = ("Prior", "τ over likely", "rise, no momentum", "rise (iterations)", "level with reference at")
-    return _table((*head, "float32 to float64", "RSNR gain, dB", "to its own μ, dB"), rows)
+    return table((*head, "float32 to float64", "RSNR gain, dB", "to its own μ, dB"), rows)
 
 
 def _curves(results: dict[str, Any]) -> str:
@@ -218,18 +199,13 @@ def _curves(results: dict[str, Any]) -> str:
             )
             for points in zip(*(curve[way] for way in ways), strict=True)
         ]
-        tables.append(_table((f"Objective above the least, {curve['prior']}", *ways), rows))
+        tables.append(table((f"Objective above the least, {curve['prior']}", *ways), rows))
     return "\n\n".join(tables)
 
 
 def _span(values: Iterable[float]) -> str:
     found = list(values)
     return f"{min(found):+.2f} to {max(found):+.2f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def _shape(shape: Sequence[int]) -> str:
