@@ -62,6 +62,8 @@ class Blur:
         self._rows_at_once = max(slab_bytes // (row_bytes * self.fft_shape[0]), 1)
         # Rolling the kernel by P-1 puts the first valid voxel of the linear convolution at index 0 of the FFT window.
         shifts = [1 - p for p in psf_shape]
+        self.greatest_sum = float(kernels.flatten(1).sum(1).max())
+        """Greatest sum of a kernel: no voxel of ``H1`` exceeds it."""
         half = (*self.fft_shape[:2], self.fft_shape[2] // 2 + 1)
         # One piece: many small ones would leave between them the gaps of what made them.
         self._otfs = torch.empty((len(kernels), *half), dtype=kernels.dtype.to_complex(), device=kernels.device)

@@ -61,7 +61,8 @@ class TotalVariation:
             curvature = torch.full_like(part, torch.finfo(x.dtype).tiny)
             if carried is not None:
                 gradient[0], curvature[0] = carried
-            self._add(part, gradient, curvature)
+            if len(part) > 1 or carried is None:  # above the last plane of several there is no difference
+                self._add(part, gradient, curvature)
             n = planes.stop - planes.start
             carried = (gradient[-1], curvature[-1])
             yield planes, gradient[:n], curvature[:n]
