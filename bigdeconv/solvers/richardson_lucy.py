@@ -151,8 +151,8 @@ def _reference_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivi
 def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
     """Lower a function that touches the objective at ``p`` and lies above it, in the memory of ``ratios``.
 
-    With a constant ``m ≥ 0`` such that ``Hm ≤ b``, part of the background may count as light of the estimate, ``x + m``.  The data
-    term is majorised as by Richardson-Lucy, with ``e = (p + m) ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
+    With a constant ``m ≥ 0`` such that ``Hm ≤ b``, part of the background may count as light of the estimate, ``x + m``.  The
+    data term is majorised as by Richardson-Lucy, with ``e = (p + m) ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
     ``Σ (Hᵀw x − e log(x + m)) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x``, without momentum,
     they can only lower the objective, where ``Hᵀw`` is above its floor.  The larger ``m``, the sooner a dark voxel brightens.
 
