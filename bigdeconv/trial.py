@@ -34,7 +34,7 @@ WINDOW = (96, 104, 128)
 SIGMA = 2.0
 """Of its PSF, in voxels."""
 ITERATIONS = 3
-_VERSION = 2
+_VERSION = 3
 """Raised when what is measured changes."""
 
 

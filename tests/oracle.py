@@ -87,6 +87,19 @@ def tv_gradient(x, voxel, epsilon=1e-6):
     return gradient
 
 
+def tv_bound(x, voxel, epsilon=1e-6):
+    """Curvature of a separable parabola above R: ``2 |D|^2^T (1 / sqrt(|D x|^2 + epsilon))``."""
+    bound = np.zeros_like(x)
+    differences = _differences(x, voxel)
+    long_axes = [a for a, _ in differences]
+    if differences:
+        norm = np.sqrt(sum(d**2 for _, d in differences) + epsilon)
+    for a, _ in differences:
+        for ends in (_shifted(x, a, long_axes), _shifted(x, None, long_axes)):
+            bound[ends] += 2 * (min(voxel) / voxel[a]) ** 2 / norm
+    return bound
+
+
 # ------------------------------------------------------------------------------------------- the learned prior
 
 
@@ -246,6 +259,31 @@ def multiplicative_step(p, y, b, weights, psfs, sensitivity, tau, gradient, satu
     return np.maximum(p * (adjoint(weights * ratio, psfs) - tau * slope) / sensitivity, FLOOR)
 
 
+def surrogate_step(p, y, b, weights, psfs, sensitivity, tau, gradient, saturated, *, bound, steps):
+    """Minimise, in some steps, ``sum (H^T w) u - e log u + tau R(u)`` with ``u = x + m``, ``m = b / max(H 1)``."""
+    ratio = y / np.maximum(forward(p, psfs) + b, FLOOR)
+    ratio = np.where(saturated, np.maximum(1.0, ratio), ratio)
+    m = b / forward(np.ones_like(p), psfs).max()
+    e = (p + m) * adjoint(weights * ratio, psfs)
+    x = e / sensitivity - m
+    window = prior_slices(y.shape[1:], psfs.shape[1:])
+    e, s = e[window], sensitivity[window]
+    u = u_before = p[window] + m
+    t = 1.0
+    for _ in range(steps):
+        t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
+        q = np.maximum(u + (t - 1) / t_next * (u - u_before), FLOOR + m)
+        t, u_before = t_next, u
+        largest = tau * bound(q - m)
+        c = np.maximum(largest / 2, largest - s / 2)
+        slope = s + tau * gradient(q - m) - c * q
+        size = np.abs(slope) + np.sqrt(slope**2 + 4 * c * e)
+        u = 2 * e / size
+        u[slope <= 0] = (size / 2)[slope <= 0] / c[slope <= 0]
+    x[window] = u - m
+    return np.maximum(x, FLOOR)
+
+
 def deconvolve(
     y,
     psf,
@@ -260,6 +298,7 @@ def deconvolve(
     weights=None,
     saturation=None,
     voxel=(1.0, 1.0, 1.0),
+    update="reference",
 ):
     """The deconvolved volume (z y x) on the data window, in the data's units."""
     y = np.asarray(y, dtype=np.float64)
@@ -276,13 +315,26 @@ def deconvolve(
         "garl": lambda x: learned_gradient(x, prior, sigma),
     }[method]
 
+    bound = {
+        "rl": None,
+        "rltv": lambda x: tv_bound(x, voxel),
+        "garl": lambda x: np.full_like(x, max(prior.mu, prior.concavity)),
+    }[method]
+
+    def step(p):
+        common = (p, y, b, weights, psfs, sensitivity, tau, gradient, saturated)
+        if not convergent:
+            return multiplicative_step(*common)
+        return surrogate_step(*common, bound=bound, steps=4 if method == "rltv" else min(max(len(y) // 4, 1), 4))
+
+    convergent = update == "convergent" and method != "rl"
     x, sensitivity = start(y, weights, psfs)
     x_previous, t = x, 1.0
-    for _ in range(iterations):
+    for k in range(iterations):
         t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
-        p = np.maximum(x + (t - 1) / t_next * (x - x_previous), FLOOR)
-        x_previous = x
-        x = multiplicative_step(p, y, b, weights, psfs, sensitivity, tau, gradient, saturated)
+        momentum = k / (k + 4.5) if convergent else (t - 1) / t_next
+        p = np.maximum(x + momentum * (x - x_previous), FLOOR)
+        x, x_previous = step(p), x
         t = t_next
     return x[data_slices(y.shape[1:], psfs.shape[1:])] * intensity_scale
 

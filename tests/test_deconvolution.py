@@ -113,6 +113,20 @@ def test_float64_is_the_oracle(shape, psf_shape, views, method, small_prior):
         assert oracle.relative(oracle.deconvolve(*data, iterations=5, **options), expected) > 1e-4
 
 
+@pytest.mark.parametrize("method", ["rltv", "garl"])
+@pytest.mark.parametrize(("shape", "psf_shape", "views"), [*GEOMETRIES, ((9, 10, 8), (3, 3, 4), 9)])
+def test_the_convergent_update_is_the_oracle(shape, psf_shape, views, method):
+    y, psfs = problem(shape, psf_shape, views)
+    options = {**METHODS[method], "background": 4.0, "intensity_scale": 150.0, "iterations": 5, "update": "convergent"}
+    options["weights"] = oracle.random_weights(1, y.shape)
+    prior = oracle.random_prior(0, mu=2.5)  # below the cap of the convergent update
+    learned = {"sigma": SIGMA, "model": package_weights(prior)} if method == "garl" else {}
+    voxel = options.pop("voxel", (1.0, 1.0, 1.0))
+    ours = bigdeconv.deconvolve(y, psfs, voxel_zyx_um=voxel, dtype="float64", **options, **learned)
+    expected = oracle.deconvolve(y, psfs, voxel=voxel, prior=prior, sigma=SIGMA, **options)
+    assert oracle.relative(ours, expected) < EXACT
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_is_the_oracle(method, small_prior):
     data = problem((13, 12, 14), (5, 4, 3), 2)

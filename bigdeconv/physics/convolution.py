@@ -62,6 +62,8 @@ class Blur:
         self._rows_at_once = max(slab_bytes // (row_bytes * self.fft_shape[0]), 1)
         # Rolling the kernel by P-1 puts the first valid voxel of the linear convolution at index 0 of the FFT window.
         shifts = [1 - p for p in psf_shape]
+        self.greatest_sum = float(kernels.flatten(1).sum(1).max())
+        """Greatest sum of a kernel: no voxel of ``H1`` exceeds it."""
         half = (*self.fft_shape[:2], self.fft_shape[2] // 2 + 1)
         # One piece: many small ones would leave between them the gaps of what made them.
         self._otfs = torch.empty((len(kernels), *half), dtype=kernels.dtype.to_complex(), device=kernels.device)
@@ -102,27 +104,33 @@ class Blur:
         """
         spectrum = self._transform(x)
         total = None
+        # A single view needs the spectrum only once: all that follows takes its memory.
+        spare = spectrum if self.n_views == 1 else None
         for v, otf in enumerate(self._otfs):
-            planes = self._changed(self._blurred(spectrum, otf), v, between)
-            # A single view needs the spectrum no more.
-            total = self._back_projected(planes, otf, total, spectrum if self.n_views == 1 else total)
-            del planes
+            blurred = self._blurred(spectrum, otf, None if spare is None else spare[: self.data_shape[0]])
+            planes = self._changed(blurred, v, between)
+            total = self._back_projected(planes, otf, total, total if spare is None else spare)
+            del blurred, planes
         assert total is not None
-        del spectrum
+        del spectrum, spare
         return self._estimate(total)
 
     def _transform(self, x: Tensor) -> Tensor:
-        planes = self._planes(x)
-        return self._by_rows(lambda y: torch.fft.fft(planes[:, y], n=self.fft_shape[0], dim=0))
+        depth, height, width = self.fft_shape
+        out = None
+        if self._rows_at_once < height:
+            out = torch.empty((depth, height, width // 2 + 1), dtype=x.dtype.to_complex(), device=x.device)
+        planes = self._planes(x, None if out is None else out[: len(x)])
+        return self._by_rows(lambda y: torch.fft.fft(planes[:, y], n=depth, dim=0), out)
 
-    def _planes(self, x: Tensor) -> Tensor:
+    def _planes(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the spectra of a volume's planes."""
-        return self._by_planes(lambda z: torch.fft.rfft2(x[z], s=self.fft_shape[1:]), len(x))
+        return self._by_planes(lambda z: torch.fft.rfft2(x[z], s=self.fft_shape[1:]), len(x), out)
 
-    def _blurred(self, spectrum: Tensor, otf: Tensor) -> Tensor:
+    def _blurred(self, spectrum: Tensor, otf: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the spectra of the planes of ``H_v x`` on ``D``."""
         depth = self.data_shape[0]
-        return self._by_rows(lambda y: torch.fft.ifft(spectrum[:, y] * otf[:, y], dim=0)[:depth])
+        return self._by_rows(lambda y: torch.fft.ifft(spectrum[:, y] * otf[:, y], dim=0)[:depth], out)
 
     def _changed(self, planes: Tensor, view: int, between: Callable[[int, slice, Tensor], Tensor]) -> Tensor:
         """Return the spectra of the planes of ``f_v(H_v x)``, in the memory of those of ``H_v x``."""
@@ -151,10 +159,12 @@ class Blur:
         return self._volume(planes, self.estimate_shape)
 
     def _volume(self, planes: Tensor, shape: Triple) -> Tensor:
-        """Return the volume whose planes have these spectra."""
+        """Return the volume whose planes have these spectra, in their memory where it goes slab by slab."""
         _, height, width = shape
         return self._by_planes(
-            lambda z: torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width], len(planes)
+            lambda z: torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width],
+            len(planes),
+            torch.view_as_real(planes).flatten(2)[:, :height, :width],
         )
 
     def _by_planes(self, make: Callable[[slice], Tensor], depth: int, out: Tensor | None = None) -> Tensor:

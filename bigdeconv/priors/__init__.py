@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 
@@ -26,6 +28,9 @@ class Prior(Protocol):
         """Return ``∇R(x)``, the shape of ``x``."""
         ...
 
-    def curvature(self, x: Tensor) -> Tensor | float:
-        """Return a curvature per voxel, more than 0, of a separable parabola that touches ``R`` at ``x`` and lies above it."""
+    def parabolas(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
+        """Yield consecutive planes, ``∇R(x)`` there, which the caller may overwrite, and a curvature per voxel, more than 0.
+
+        A separable parabola of that curvature touches ``R`` at ``x`` and lies above it.  Do not change ``x`` meanwhile.
+        """
         ...

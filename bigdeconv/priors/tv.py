@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bigdeconv.priors.slabs import slabs
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 
@@ -31,55 +35,65 @@ class TotalVariation:
     """Least steps in it per step on the data: with one, the objective falls a third slower than that of the reference."""
 
     def __init__(self, voxel_zyx_um: tuple[float, float, float], epsilon: float = 1e-6) -> None:
-        self._scales = tuple(min(voxel_zyx_um) / v for v in voxel_zyx_um)
+        self._squared_scales = tuple((min(voxel_zyx_um) / v) ** 2 for v in voxel_zyx_um)
         self._epsilon = epsilon
 
     def value(self, x: Tensor) -> float:
         """Return ``R(x)`` of a ``z y x`` volume."""
-        differences = self._differences(x)
-        return float(self._magnitude(differences).sum()) if differences else 0.0
+        differences = _differences(x)
+        return float(self._squared_magnitude(differences).sqrt_().sum()) if differences else 0.0
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x)``, ``z y x``."""
-        gradient = torch.zeros_like(x)
-        differences = self._differences(x)
-        if not differences:
-            return gradient
-        magnitude = self._magnitude(differences)
-        lower = gradient[_lower(x)]
-        for axis, difference in differences.items():
-            flux = difference.div_(magnitude).mul_(self._scales[axis])
-            lower -= flux
-            gradient[_upper(x, axis)] += flux
-        return gradient
+        return torch.cat([gradient for _, gradient, _ in self.parabolas(x)])
 
-    def curvature(self, x: Tensor) -> Tensor:
-        """Return ``2 Σ s²/sqrt(|Dx|² + ε)`` over the differences that a voxel takes part in, ``z y x``.
+    def parabolas(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield planes, ``∇R(x)`` and the curvature there: ``2 Σ s²/sqrt(|Dx|² + ε)`` over the differences of a voxel.
 
         The square root lies below its tangent parabola, and a squared difference below two parabolas about its middle.
         """
-        # A voxel in no difference, at the far corner, keeps a curvature that divides nothing by 0.
-        curvature = torch.full_like(x, torch.finfo(x.dtype).tiny)
-        differences = self._differences(x)
+        carried: tuple[Tensor, Tensor] | None = None
+        for planes in slabs(x):
+            # With the plane above, to which the differences of the last plane belong as well.
+            part = x[planes.start : planes.stop + 1]
+            gradient = torch.zeros_like(part)
+            # A voxel in no difference, at the far corner, keeps a curvature that divides nothing by 0.
+            curvature = torch.full_like(part, torch.finfo(x.dtype).tiny)
+            if carried is not None:
+                gradient[0], curvature[0] = carried
+            if len(part) > 1 or carried is None:  # above the last plane of several there is no difference
+                self._add(part, gradient, curvature)
+            n = planes.stop - planes.start
+            carried = (gradient[-1], curvature[-1])
+            yield planes, gradient[:n], curvature[:n]
+
+    def _add(self, x: Tensor, gradient: Tensor, curvature: Tensor) -> None:
+        """Add what the differences of some planes give."""
+        differences = _differences(x)
         if not differences:
-            return curvature
-        inverse = self._magnitude(differences).reciprocal_()
-        share = torch.empty_like(inverse)
-        for axis in differences:
-            torch.mul(inverse, 2 * self._scales[axis] ** 2, out=share)
-            curvature[_lower(x)] += share
-            curvature[_upper(x, axis)] += share
-        return curvature
+            return
+        inverse = self._squared_magnitude(differences).rsqrt_()
+        lower = _lower(x)
+        for axis, difference in differences.items():
+            upper, weight = _upper(x, axis), self._squared_scales[axis]
+            flux = difference.mul_(inverse)
+            gradient[lower].sub_(flux, alpha=weight)
+            gradient[upper].add_(flux, alpha=weight)
+            curvature[lower].add_(inverse, alpha=2 * weight)
+            curvature[upper].add_(inverse, alpha=2 * weight)
 
-    def _differences(self, x: Tensor) -> dict[int, Tensor]:
-        here = x[_lower(x)]
-        return {a: (x[_upper(x, a)] - here).mul_(self._scales[a]) for a in range(3) if x.shape[a] > 1}
+    def _squared_magnitude(self, differences: dict[int, Tensor]) -> Tensor:
+        """Return ``|Dx|² + ε``."""
+        squares = torch.full_like(next(iter(differences.values())), self._epsilon)
+        for axis, difference in differences.items():
+            squares.addcmul_(difference, difference, value=self._squared_scales[axis])
+        return squares
 
-    def _magnitude(self, differences: dict[int, Tensor]) -> Tensor:
-        squares = torch.zeros_like(next(iter(differences.values())))
-        for difference in differences.values():
-            squares.addcmul_(difference, difference)
-        return squares.add_(self._epsilon).sqrt_()
+
+def _differences(x: Tensor) -> dict[int, Tensor]:
+    """Return the unscaled differences along the axes that have any."""
+    here = x[_lower(x)]
+    return {axis: x[_upper(x, axis)] - here for axis in range(3) if x.shape[axis] > 1}
 
 
 def _lower(x: Tensor) -> tuple[slice, ...]:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from bigdeconv.priors.filters import Chain, Filters, Rows, impulse_response
+from bigdeconv.priors.slabs import slabs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -79,10 +80,11 @@ class Wcrr:
             total += float((potential * inverse_square).sum())
         return total
 
-    def curvature(self, x: Tensor) -> float:
-        """Return μ: ψ' rises no faster, and ``λ_max(WᵀW) = 1``."""
-        del x
-        return max(self._mu, self._gamma)
+    def parabolas(self, x: Tensor) -> Iterator[tuple[slice, Tensor, float]]:
+        """Yield planes, ``∇R(x)`` there, and as curvature μ: ψ' rises no faster, and ``λ_max(WᵀW) = 1``."""
+        gradient = self.gradient(x)
+        for planes in slabs(x):
+            yield planes, gradient[planes], max(self._mu, self._gamma)
 
     def _potential_derivative_(self, t: Tensor) -> Tensor:
         """``ψ'(t) = sign(t)·max(0, min(μ|t|, β − γ|t|))`` as two clipped lines, overwriting ``t``."""

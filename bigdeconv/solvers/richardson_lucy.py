@@ -5,7 +5,8 @@ Minimises ``Σ_v Σ_m w_v [H_v x + b − y_v log(H_v x + b)]_m + τ R(x)`` over 
 References
 ----------
 Pham, "3D Deconvolution Microscopy with a Learned Regularizer" (2025), eqs. 3 and 9, algorithm 1; Richardson (1972), Lucy (1974);
-Nesterov (1983) for the momentum; Bertero and Boccacci, A&A 437 (2005) for the unknown exterior.
+Nesterov (1983) and Chambolle and Dossal, J. Optim. Theory Appl. 166 (2015) for the momentum; Bertero and Boccacci, A&A 437 (2005)
+for the unknown exterior.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ SENSITIVITY_FLOOR = 1e-3
 """Least value of ``Hᵀw`` as a fraction of its maximum: far outside the data it tends to zero."""
 MOST_PRIOR_STEPS = 4
 """Most steps in a prior per step on the data."""
+SLOWNESS = 3.5
+"""``a`` of the momentum ``k/(k + 1 + a)`` of the convergent update; Nesterov's is near 2.
+
+A larger one takes weak priors longer, a smaller one amplifies noise sooner: from 3 to 4 the gain in RSNR over the reference
+doubles where the prior is weak, and the iterations to the reference's objective grow by a tenth.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,11 @@ class State:
     x: Tensor
     """Estimate on the estimate window."""
     previous: Tensor
-    """Estimate one step before; its memory becomes the next estimate."""
+    """Estimate one step before; its memory becomes the next momentum point."""
     sensitivity: Tensor
     """``Σ_v H_vᵀ w_v``, floored."""
     t: float = 1.0
-    """Nesterov's momentum sequence."""
+    """Sequence of the momentum."""
 
 
 def solve(problem: Problem, iterations: int) -> Tensor:
@@ -87,16 +94,14 @@ def init(problem: Problem) -> State:
 
 
 def step(problem: Problem, state: State) -> None:
-    """Go one step from the momentum point ``p = x + ((t − 1)/t₊)(x − x_previous)``."""
+    """Go one step from the momentum point ``p = x + ((t − 1)/t₊)(x − x_previous)``; the old estimates' memory is used."""
     t_next, momentum = _momentum(state.t, problem)
     point = state.previous.mul_(-momentum).add_(state.x, alpha=1 + momentum).clamp_(min=FLOOR)
     ratios = _back_projected_ratios(problem, point)
-    if problem.prior is None or problem.tau == 0:
-        moved = point.mul_(ratios).div_(state.sensitivity)
-    elif problem.update == "reference":
-        moved = _reference_update(problem, point, ratios, state.sensitivity)
-    else:
+    if _is_convergent(problem):
         moved = _convergent_update(problem, point, ratios, state.sensitivity)
+    else:
+        moved = _reference_update(problem, point, ratios, state.sensitivity)
     state.previous = state.x
     state.x = moved.clamp_(min=FLOOR)
     state.t = t_next
@@ -127,64 +132,97 @@ def prior_steps(prior: Prior, n_views: int) -> int:
     return min(max(n_views // 4, prior.steps), MOST_PRIOR_STEPS)
 
 
+def _is_convergent(problem: Problem) -> bool:
+    """Whether a step is the convergent update; without a prior both updates are Richardson-Lucy's."""
+    return problem.update == "convergent" and problem.prior is not None and problem.tau > 0
+
+
 def _reference_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
     """``p ∘ (Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b)) − τ∇R(p)) ⊘ Σ_v H_vᵀ w_v``, in the memory of ``p``.
 
     Pham (2025), algorithm 1, line 4.  It has no step-size control: where the prior is strong, it chatters.
     """
-    assert problem.prior is not None
-    window = prior_window(problem.blur)
-    ratios[window] -= problem.tau * problem.prior.gradient(point[window])
+    if problem.prior is not None and problem.tau > 0:
+        window = prior_window(problem.blur)
+        ratios[window] -= problem.tau * problem.prior.gradient(point[window])
     return point.mul_(ratios).div_(sensitivity)
 
 
 def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
-    """Lower a function that touches the objective at ``p`` and lies above it, in the memory of ``p``.
+    """Lower a function that touches the objective at ``p`` and lies above it, in the memory of ``ratios``.
 
-    The data term is majorised as by Richardson-Lucy, with ``e = p ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
-    ``Σ (Hᵀw x − e log x) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x``, without momentum, they
-    can only lower the objective, where ``Hᵀw`` is above its floor.
+    With a constant ``m ≥ 0`` such that ``Hm ≤ b``, part of the background may count as light of the estimate, ``x + m``.  The
+    data term is majorised as by Richardson-Lucy, with ``e = (p + m) ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``; what is left,
+    ``Σ (Hᵀw x − e log(x + m)) + τ R(x)``, costs no blurring and takes `prior_steps` steps.  From ``p = x``, without momentum,
+    they can only lower the objective, where ``Hᵀw`` is above its floor.  The larger ``m``, the sooner a dark voxel brightens.
+
+    Fessler and Hero, IEEE Trans. Image Process. 4 (1995), for the background in the hidden data (ML-EM-3).
     """
     assert problem.prior is not None
     window = prior_window(problem.blur)
+    shift = problem.background / problem.blur.greatest_sum
     # Rounding may leave a ratio below 0 where no light comes from.
-    expected = point[window] * ratios[window].clamp_(min=0)
-    weight = sensitivity[window]
-    x = previous = point[window]
+    expected = ratios.clamp_(min=0).mul_(point.add_(shift))
+    lit = _prior_steps(problem, point[window], expected[window], sensitivity[window], shift)
+    moved = expected.div_(sensitivity)
+    moved[window] = lit
+    return moved.sub_(shift)
+
+
+def _prior_steps(problem: Problem, lit: Tensor, expected: Tensor, weight: Tensor, shift: float) -> Tensor:
+    """Lower ``Σ (Hᵀw x − e log(x + m)) + τ R(x)`` from ``x + m``, whose memory is used, and return where it ends."""
+    assert problem.prior is not None
+    previous, spare = lit, None
     t = 1.0
     for _ in range(prior_steps(problem.prior, problem.blur.n_views)):
-        t, momentum = _momentum(t, problem)
-        start = x + momentum * (x - previous) if momentum else x
-        x, previous = _prior_step(problem, start.clamp_(min=FLOOR), expected, weight), x
-    moved = point.mul_(ratios).div_(sensitivity)
-    moved[window] = x
-    return moved
+        t, momentum = _nesterov(t) if problem.momentum else (t, 0.0)
+        start = lit if previous is lit else previous.mul_(-momentum).add_(lit, alpha=1 + momentum)
+        start.clamp_(min=FLOOR + shift)
+        end = torch.empty_like(start) if spare is None else spare
+        _prior_step(problem, start, expected, weight, end)
+        spare = None if start is lit else start
+        lit, previous = end, lit
+    return lit
 
 
-def _prior_step(problem: Problem, start: Tensor, expected: Tensor, weight: Tensor) -> Tensor:
-    """Lower ``Σ (Hᵀw x − e log x) + τ R(x)``.
+def _prior_step(problem: Problem, start: Tensor, expected: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Lower ``Σ (Hᵀw u − e log u) + τ R(u)``, ``u = x + m``; ``R`` does not feel the constant ``m``.
 
-    ``R`` is majorised by a parabola of curvature ``c`` in every voxel; the minimum is the positive root of
-    ``c x² + B x − e = 0`` with ``B = Hᵀw + τ∇R(start) − c start``.
+    A parabola of curvature ``C`` in every voxel lies above ``τR``.  Half of that is enough not to rise, as in any proximal
+    gradient step; a momentum wants more where the data do not hold it: ``c = max(C/2, C − Hᵀw/2)`` is taken.  The minimum is the
+    positive root of ``c u² + B u − e = 0`` with ``B = Hᵀw + τ∇R(start) − c start``.
 
     De Pierro, IEEE Trans. Med. Imaging 14 (1995), for separable surrogates in emission tomography.
     """
     assert problem.prior is not None
-    curvature = problem.tau * problem.prior.curvature(start)
-    slope = problem.prior.gradient(start).mul_(problem.tau).add_(weight)
-    slope -= curvature * start
-    root = slope.square().add_(4 * curvature * expected).sqrt_()
-    # Each form of the root is taken where it does not subtract numbers of nearly one size.
-    total = slope + root
-    rising = torch.div(expected, total, out=total).mul_(2)
-    falling = root.sub_(slope).div_(2 * curvature)
-    return torch.where(slope > 0, rising, falling)
+    for planes, gradient, bound in problem.prior.parabolas(start):
+        bound = bound * problem.tau
+        curvature = weight[planes].clamp(max=bound).mul_(-0.5).add_(bound)
+        slope = gradient.mul_(problem.tau).add_(weight[planes]).sub_(start[planes] * curvature)
+        # Each form of the root is taken where it does not subtract numbers of nearly one size.
+        root = (expected[planes] * curvature).mul_(4).addcmul_(slope, slope).sqrt_().add_(slope.abs())
+        rising = torch.div(expected[planes], root).mul_(2)
+        falling = root.div_(curvature).div_(2)
+        torch.where(slope > 0, rising, falling, out=out[planes])
 
 
 def _momentum(t: float, problem: Problem) -> tuple[float, float]:
+    """Return the next number of an iteration's sequence and the factor of the momentum, the same for every block.
+
+    The sequence of Chambolle and Dossal starts slower than Nesterov's, whose early long steps throw voxels to the floor.
+    """
+    if not problem.momentum:
+        return t, 0.0
+    if not _is_convergent(problem):
+        return _nesterov(t)
+    t_next = t + 1 / SLOWNESS
+    return t_next, (t - 1) / t_next
+
+
+def _nesterov(t: float) -> tuple[float, float]:
     """Return the next number of Nesterov's sequence and the factor of the momentum."""
     t_next = (1 + math.sqrt(1 + 4 * t**2)) / 2
-    return t_next, (t - 1) / t_next if problem.momentum else 0.0
+    return t_next, (t - 1) / t_next
 
 
 def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:
