@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bigdeconv.priors.filters import Chain, Filters, Rows, impulse_response
+from bigdeconv.priors.filters import Chain, Filters, Segments, impulse_response
 from bigdeconv.priors.slabs import slabs
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Wcrr:
     mu_max
         Cap on the slope μ of ψ' at 0.  Published weights have μ = 835, nearly a jump, at which an iteration chatters.
     filters
-        How the filters are computed: `Rows` on a CPU, `Chain` elsewhere; the result is the same but for rounding.
+        How the filters are computed: `Segments` on a CPU, `Chain` elsewhere; the result is the same but for rounding.
     """
 
     steps = 1
@@ -60,7 +60,7 @@ class Wcrr:
     ) -> None:
         *inner, last = (torch.tensor(layer, dtype=torch.float64) for layer in weights.layers)
         self._alpha = torch.tensor(scaling(weights, sigma), dtype=torch.float64)
-        make = filters or (Rows if torch.device(device).type == "cpu" else Chain)
+        make = filters or (Segments if torch.device(device).type == "cpu" else Chain)
         layers = [*inner, last / math.sqrt(weights.lambda_max)]
         self._filters = make(layers, self._alpha, dtype=dtype, device=device)
         self._mu = min(math.exp(weights.log_mu), mu_max)

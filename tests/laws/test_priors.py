@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigdeconv.priors.filters import Chain, Rows
+from bigdeconv.priors.filters import Chain, Segments
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
 from bigdeconv.priors.weights import WcrrWeights
@@ -99,8 +99,8 @@ def test_learned_prior_follows_the_splines(sigma):
         partial(Chain, limit_bytes=1),
         partial(Chain, limit_bytes=1_200),
         partial(Chain, limit_bytes=20_000),
-        partial(Rows, step_voxels=1),
-        partial(Rows, step_voxels=40, depth=3),
+        partial(Segments, positions=1),
+        partial(Segments, positions=4, depth=3),
     ],
 )
 def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, shape):
