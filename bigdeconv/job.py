@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import psutil
 
-from bigdeconv import calibration, halo, models, psf, trial
+from bigdeconv import calibration, halo, models, probes, psf, trial
 from bigdeconv.deconvolution import (
     DEFAULT_ITERATIONS,
     MU_MAX,
@@ -26,7 +26,7 @@ from bigdeconv.deconvolution import (
     likely_tau,
 )
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.geometry import Box, triple, zyx_text
+from bigdeconv.geometry import Box, ceil_div, triple, zyx_text
 from bigdeconv.intensity import Camera
 from bigdeconv.memory import Contents, PriorMemory
 from bigdeconv.planner import CHUNK, Request
@@ -116,8 +116,10 @@ class Outline:
 
     @property
     def wall_seconds(self) -> float:
-        """Predicted time of the whole job with the workers of this machine; blocks outside the mask take none."""
-        rounds = -(-(self.n_blocks - self.blocks_outside) // self.workers)
+        """Predicted time of blocks and probes with the workers of this machine; blocks outside the mask take none."""
+        blocks = self.n_blocks - self.blocks_outside
+        probed = probes.available(self.plans, self.config.seam_probes)
+        rounds = ceil_div(blocks, self.workers) + ceil_div(probed, self.workers)
         return self.seconds_per_block * rounds / (1 if self.cuda else self.threads)
 
     @property

@@ -11,6 +11,8 @@ PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
 HEAP_BYTES = 32 * 2**20
 """Up to this size glibc keeps freed arrays in heaps, where the next ones often do not fit; larger ones go back to the system."""
+PREPARING_BYTES = 16
+"""Bytes that a voxel of one view takes while its count becomes photons: both, masks, and what finds hot voxels."""
 CUDA_PROCESS_BYTES = 3 * 2**30
 """Resident memory of a worker in which a CUDA context is open, before any block."""
 
@@ -73,10 +75,11 @@ def worker_terms(contents: Contents, block: Extents) -> Terms:
     # The spectrum of the estimate, of several views also that of their sum, and planes on their way to or from it.
     spectra = 1 if contents.n_views == 1 else 2
     solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + block.planes_bytes)
-    # Each of two threads has a heap, which keeps up to twice the largest array that it has held; many small ones leave gaps.
-    kept = 4 * min(block.spectrum_bytes, HEAP_BYTES)
+    # Each of two threads has a heap.  It keeps the small arrays of a window that became photons, or gaps between those of a
+    # prior's steps; of large ones up to twice the largest that it has held.
+    kept = 4 * HEAP_BYTES
     if 4 * math.prod(block.read) < HEAP_BYTES:
-        kept = max(kept, 3 * dict(solver)[_WORK] // 4)
+        kept = max(2 * PREPARING_BYTES * math.prod(block.read), 3 * dict(solver)[_WORK] // 4)
     return ("process", PROCESS_BYTES), *solver, ("kept in heaps", kept), *_terms_beside(contents, block)
 
 
