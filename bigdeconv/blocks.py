@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple
 from bigdeconv.levels import Level  # noqa: TC001  (read at run time, as a plan is stored by its annotations)
+from bigdeconv.memory import Extents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +153,12 @@ class Plan:
         return triple(totals.max_fft for totals in self._totals)
 
     @property
+    def extents(self) -> Extents:
+        """Largest extents of any block, per axis."""
+        estimate = triple(r + p - 1 for r, p in zip(self.read_shape, self.psf_shape, strict=True))
+        return Extents(self.read_shape, estimate, self.fft_shape, self.core_shape)
+
+    @property
     def read_amplification(self) -> float:
         """Voxels read per voxel written."""
         return math.prod(totals.sum_read for totals in self._totals) / self.roi.size
@@ -165,6 +172,17 @@ class Plan:
     def compute_amplification(self) -> float:
         """FFT voxels computed per voxel written."""
         return math.prod(totals.sum_fft for totals in self._totals) / self.roi.size
+
+    @property
+    def n_window_shapes(self) -> int:
+        """How often the data window of a block has another shape than that of the block before it, the first one included."""
+        rows, changes = 1, 0
+        for totals in (self._totals[axis] for axis in self.axis_order):
+            # From the end of a row to the start of the next.
+            between = rows - 1 if totals.ends_differ else changes
+            changes = rows * totals.changes + between
+            rows *= totals.n_blocks
+        return 1 + changes
 
     @property
     def rim_bytes(self) -> int:
@@ -282,6 +300,10 @@ class _AxisTotals(NamedTuple):
     sum_read: int
     sum_fft: int
     sum_decoded: int
+    n_blocks: int
+    changes: int
+    """How often the length of the read changes from one block to the next."""
+    ends_differ: bool
 
 
 @lru_cache(maxsize=1024)
@@ -291,4 +313,7 @@ def _axis_totals(axis: _Axis) -> _AxisTotals:
     reads = [stop - start for start, stop in extents]
     ffts = [axis.fft_length(read) for read in reads]
     decoded = (min(round_up(stop, axis.chunk), axis.size) - start // axis.chunk * axis.chunk for start, stop in extents)
-    return _AxisTotals(max(reads), max(ffts), sum(reads), sum(ffts), sum(decoded))
+    changes = sum(a != b for a, b in pairwise(reads))
+    return _AxisTotals(
+        max(reads), max(ffts), sum(reads), sum(ffts), sum(decoded), count, changes, reads[0] != reads[-1]
+    )

@@ -6,31 +6,37 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bigdeconv.memory import HEAP_BYTES, prior_voxels
+from bigdeconv.memory import prior_voxels
 
 if TYPE_CHECKING:
     from bigdeconv.blocks import Plan
 
-FRESH_BYTES = 60
-"""Bytes of arrays that a pair of transforms makes per FFT voxel."""
-PRIOR_FRESH_BYTES = 80
-"""Bytes of arrays that a step in the prior makes per voxel."""
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What depends on whether a block's arrays fit the caches: seconds, at an FFT of one size."""
+
+    fft_voxels: int
+    transform: float = 6e-10
+    """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
+    otf: float = 0.0
+    """Per FFT voxel and view, each time that a data window of another shape comes."""
+    prior: float = 0.0
+    """Per voxel that the prior acts on and iteration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of one core, or of a GPU with its worker; the defaults are those of some machine, for their ratios."""
 
-    fft: float = 6e-10
-    """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
-    prior: float = 0.0
-    """Per voxel that the prior acts on and iteration."""
-    prior_steps: int = 1
-    """Steps in the prior per iteration."""
+    near: Rates = Rates(2**21)
+    """Where the arrays of a block fit the caches."""
+    far: Rates = Rates(2**23)
+    """Where they do not, and the system hands out their memory anew each time; between both, by the logarithm of the size."""
+    prior_row: float = 0.0
+    """Per voxel that the prior acts on, iteration, and voxel of a row: it takes the fewer rows at a time the longer they are."""
     prepare: float = 4e-8
     """Per voxel and view that is turned into photons."""
-    fault: float = 0.0
-    """Per byte of memory that the system hands out anew, as it does for each array larger than `HEAP_BYTES`."""
     decode: float = 4e-9
     """Per voxel decoded."""
     write: float = 2e-8
@@ -41,16 +47,28 @@ class Costs:
     def total(self, plan: Plan, n_views: int, iterations: int) -> float:
         """Return the seconds of all blocks of a plan, on one core or GPU."""
         volumes = len(plan.timepoints) * len(plan.channels)
-        n_fft = math.prod(plan.fft_shape)
-        fresh = self.fault if 4 * n_fft >= HEAP_BYTES else 0.0
+        n_fft, acted_on = math.prod(plan.fft_shape), prior_voxels(plan.read_shape, plan.fft_shape)
+        rates = self._rates(n_fft)
         # The start of the iteration costs as much as a step of it.
-        transforms = (iterations + 1) * (n_views + 1) * (self.fft * math.log2(max(n_fft, 2)) + FRESH_BYTES * fresh)
-        prior = iterations * (self.prior + (PRIOR_FRESH_BYTES * fresh * self.prior_steps if self.prior else 0.0))
-        prior *= prior_voxels(plan.read_shape, plan.fft_shape) / math.prod(plan.read_shape)
+        transforms = (iterations + 1) * (n_views + 1) * rates.transform * math.log2(max(n_fft, 2))
+        prior = iterations * (rates.prior + self.prior_row * plan.read_shape[2]) * acted_on / math.prod(plan.read_shape)
         per_voxel = (
             plan.compute_amplification * transforms
             + plan.read_amplification * (prior + n_views * self.prepare)
             + plan.decode_amplification * n_views * self.decode
             + self.write
         )
-        return volumes * plan.roi.size * per_voxel + plan.n_blocks * self.block
+        otfs = plan.n_window_shapes * n_views * rates.otf * n_fft
+        return volumes * (plan.roi.size * per_voxel + otfs) + plan.n_blocks * self.block
+
+    def _rates(self, n_fft: int) -> Rates:
+        near, far = self.near, self.far
+        share = math.log(n_fft / near.fft_voxels) / math.log(far.fft_voxels / near.fft_voxels)
+        share = min(max(share, 0.0), 1.0)
+
+        def between(a: float, b: float) -> float:
+            return a + share * (b - a)
+
+        return Rates(
+            n_fft, between(near.transform, far.transform), between(near.otf, far.otf), between(near.prior, far.prior)
+        )

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigdeconv import calibration, channel_psfs, halo, inputs, machine, models, request
+from bigdeconv import calibration, channel_psfs, halo, inputs, machine, models, probes, request
 from bigdeconv.deconvolution import MU_MAX, Settings, likely_tau
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.geometry import triple, zyx_text
+from bigdeconv.geometry import ceil_div, triple, zyx_text
 from bigdeconv.intensity import Camera
 from bigdeconv.planner import CHUNK
 from bigdeconv.storage.mask import blocks_outside
@@ -90,8 +90,10 @@ class Outline:
 
     @property
     def wall_seconds(self) -> float:
-        """Predicted time of the whole job with the workers of this machine; blocks outside the mask take none."""
-        rounds = -(-(self.n_blocks - self.blocks_outside) // self.workers)
+        """Predicted time of blocks and probes with the workers of this machine; blocks outside the mask take none."""
+        blocks = self.n_blocks - self.blocks_outside
+        probed = probes.available(self.plans, self.config.seam_probes)
+        rounds = ceil_div(blocks, self.workers) + ceil_div(probed, self.workers)
         return self.seconds_per_block * rounds / (1 if self.cuda else self.threads)
 
     @property

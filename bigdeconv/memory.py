@@ -11,6 +11,8 @@ PROCESS_BYTES = 450 * 2**20
 """Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
 HEAP_BYTES = 32 * 2**20
 """Up to this size glibc keeps freed arrays in heaps, where the next ones often do not fit; larger ones go back to the system."""
+PREPARING_BYTES = 16
+"""Bytes that a voxel of one view takes while its count becomes photons: both, masks, and what finds hot voxels."""
 CUDA_PROCESS_BYTES = 3 * 2**30
 """Resident memory of a worker in which a CUDA context is open, before any block."""
 
@@ -31,6 +33,29 @@ class PriorMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Extents:
+    """The extents of a block in voxels, z y x."""
+
+    read: Triple
+    """Of the data window."""
+    estimate: Triple
+    """Of the data window grown by the PSF's reach."""
+    fft: Triple
+    core: Triple
+
+    @property
+    def spectrum_bytes(self) -> int:
+        """Bytes of the spectrum of the estimate."""
+        z, y, x = self.fft
+        return 8 * z * y * (x // 2 + 1)
+
+    @property
+    def planes_bytes(self) -> int:
+        """Bytes of the spectra of the estimate's planes."""
+        return self.spectrum_bytes * self.estimate[0] // self.fft[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """What a block holds per voxel."""
 
@@ -45,36 +70,36 @@ class Contents:
         return 12 if self.input_itemsize == 8 else 4
 
 
-def worker_terms(contents: Contents, read: Triple, fft: Triple, core: Triple) -> Terms:
-    """Return the terms of a worker that computes on CPU cores, for its largest block.
+def worker_terms(contents: Contents, block: Extents) -> Terms:
+    """Return the terms of a worker that computes on CPU cores."""
+    # The spectrum of the estimate, of several views also that of their sum, and planes on their way to or from it.
+    spectra = 1 if contents.n_views == 1 else 2
+    solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + block.planes_bytes)
+    # Each of two threads has a heap.  It keeps the small arrays of a window that became photons, or gaps between those of a
+    # prior's steps; of large ones up to twice the largest that it has held.
+    kept = 4 * HEAP_BYTES
+    if 4 * math.prod(block.read) < HEAP_BYTES:
+        kept = max(2 * PREPARING_BYTES * math.prod(block.read), 3 * dict(solver)[_WORK] // 4)
+    return ("process", PROCESS_BYTES), *solver, ("kept in heaps", kept), *_terms_beside(contents, block)
 
-    Parameters
-    ----------
-    read, fft, core
-        Extents in voxels of the data window, its FFT and the core.
-    """
-    solver = dict(_solver_terms(contents, read, fft, _transform_bytes(contents, fft)))
-    kept = 3 * solver[_WORK] // 4 if 4 * math.prod(read) < HEAP_BYTES else 0
-    return ("process", PROCESS_BYTES), *solver.items(), ("gaps in heaps", kept), *_terms_beside(contents, read, core)
 
-
-def host_terms(contents: Contents, read: Triple, core: Triple) -> Terms:
+def host_terms(contents: Contents, block: Extents) -> Terms:
     """Return the terms of a worker that computes on a GPU."""
-    photons = contents.n_views * math.prod(read) * (contents.photon_bytes + 5)
+    photons = contents.n_views * math.prod(block.read) * (contents.photon_bytes + 5)
     return (
         ("process", CUDA_PROCESS_BYTES),
         ("photons and weights, two blocks", 2 * photons),
-        *_terms_beside(contents, read, core),
+        *_terms_beside(contents, block),
     )
 
 
-def device_terms(contents: Contents, read: Triple, fft: Triple) -> Terms:
+def device_terms(contents: Contents, block: Extents) -> Terms:
     """Return the terms of what a block allocates on a GPU."""
-    spectrum = _spectrum_bytes(fft)
-    # Made in one piece: the product, the transform's input as the library wants it, and its output.
-    transforms = _transform_bytes(contents, fft) + 2 * spectrum
+    # Beside what a CPU holds: made in one piece, the product, the transform's input as the library wants it, and its output.
+    spectra = (2 if contents.n_views == 1 else 3) + 2
+    solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + 4 * math.prod(block.fft))
     # The library of the transforms takes a work space of its own.
-    return (*_solver_terms(contents, read, fft, transforms), ("FFT library", spectrum))
+    return (*solver, ("FFT library", block.spectrum_bytes))
 
 
 def prior_voxels(read: Triple, fft: Triple) -> int:
@@ -85,37 +110,28 @@ def prior_voxels(read: Triple, fft: Triple) -> int:
 _WORK = "FFT work, or the prior's"
 
 
-def _solver_terms(contents: Contents, read: Triple, fft: Triple, transform_bytes: int) -> Terms:
+def _solver_terms(contents: Contents, block: Extents, transform_bytes: int) -> Terms:
     """Return what is in memory at the most demanding moment of an iteration."""
-    n_read, real, views = math.prod(read), 4 * math.prod(fft), contents.n_views
+    n_data, estimate_bytes = contents.n_views * math.prod(block.read), 4 * math.prod(block.estimate)
     prior = contents.prior or PriorMemory(0)
-    prior_work = real + prior.window_bytes * prior_voxels(read, fft) + prior.fixed_bytes
+    # A prior acts when the ratios have come back.
+    prior_work = estimate_bytes + prior.window_bytes * prior_voxels(block.read, block.fft) + prior.fixed_bytes
     return (
-        ("photons", views * n_read * contents.photon_bytes),
-        ("weights", views * n_read * 4),
-        ("estimate, momentum, sensitivity", 3 * real),
-        ("OTFs", views * _spectrum_bytes(fft)),
+        ("photons", n_data * contents.photon_bytes),
+        ("weights", n_data * 4),
+        ("estimate, momentum, sensitivity", 3 * estimate_bytes),
+        ("OTFs", contents.n_views * block.spectrum_bytes),
         (_WORK, max(transform_bytes, prior_work)),
-        ("prior's filters", prior.row_bytes * min(read[2] + 2 * PRIOR_MARGIN, fft[2])),
+        ("prior's filters", prior.row_bytes * min(block.read[2] + 2 * PRIOR_MARGIN, block.fft[2])),
     )
 
 
-def _transform_bytes(contents: Contents, fft: Triple) -> int:
-    # The spectrum of the estimate, that of its planes once blurred, with several views also the sum of the back-projections; what
-    # comes back, and the slabs in which all that is made.
-    return (2 if contents.n_views == 1 else 3) * _spectrum_bytes(fft) + 4 * math.prod(fft)
-
-
-def _terms_beside(contents: Contents, read: Triple, core: Triple) -> Terms:
+def _terms_beside(contents: Contents, block: Extents) -> Terms:
     """Return what a worker holds beside the block that it restores: it reads the next one and writes the last."""
-    n_core = math.prod(core)
+    n_core = math.prod(block.core)
     return (
-        ("next block", contents.n_views * math.prod(read) * contents.input_itemsize),
+        ("next block", contents.n_views * math.prod(block.read) * contents.input_itemsize),
         ("solved core that waits", 4 * n_core),
-        # The core once more, what is stored of it, its sums to the next level, and the codec's buffers.
-        ("last block: core, rims, levels, codecs", n_core * (4 + 2 * contents.output_itemsize + 8)),
+        # What is stored and, twice as wide, its sums for the next level with the two halves that are added.
+        ("last block: core, rims, levels, codecs", 5 * n_core * contents.output_itemsize),
     )
-
-
-def _spectrum_bytes(fft: Triple) -> int:
-    return 8 * fft[0] * fft[1] * (fft[2] // 2 + 1)

@@ -126,12 +126,11 @@ def _plan_with_core(request: Request, roi: Box, chunk: Triple, core: Triple, *, 
         memory=(),
         input_chunk_shape=request.input_chunk_shape,
     )
-    contents, read, fft = request.contents, plan.read_shape, plan.fft_shape
     on_gpu = request.device_budget_bytes is not None
     return replace(
         plan,
-        memory=memory.host_terms(contents, read, core) if on_gpu else memory.worker_terms(contents, read, fft, core),
-        device_memory=memory.device_terms(contents, read, fft) if on_gpu else (),
+        memory=(memory.host_terms if on_gpu else memory.worker_terms)(request.contents, plan.extents),
+        device_memory=memory.device_terms(request.contents, plan.extents) if on_gpu else (),
         seam_errors=_seam_errors(plan, request) if with_levels else plan.seam_errors,
         probe_margin=triple(_probe_margin(request, axis) for axis in range(3)),
     )

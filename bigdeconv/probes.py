@@ -101,14 +101,18 @@ def choose(plans: Sequence[Plan], count: int, seed: str, outside: bytes | None =
 
 def _order(plan: Plan, count: int, rng: random.Random, outside: bytes | None) -> Iterator[SeamProbe]:
     """Yield some seams of one volume at random, the axes in turn."""
-    n_volumes = len(plan.timepoints) * len(plan.channels)
-    seams = [n_volumes * math.prod(_grid_of_seams(plan, axis)) for axis in range(3)]
+    seams = _seams(plan)
     tries = count if outside is None else TRIES * count
     orders = [rng.sample(range(n), min(tries, n)) for n in seams]
     for turn in zip_longest(*orders):
         for axis, number in enumerate(turn):
             if number is not None and (outside is None or _all_computed(plan, axis, number, outside)):
                 yield _probe(plan, axis, number)
+
+
+def available(plans: Sequence[Plan], count: int) -> int:
+    """Return how many of the probes that are wanted there are seams for; each costs a block at most."""
+    return min(count, sum(sum(_seams(plan)) for plan in plans))
 
 
 def window_of(plan: Plan, patch: Box) -> Box:
@@ -163,6 +167,12 @@ def _largest(errors: Sequence[float | None]) -> float | None:
 def _grid_of_seams(plan: Plan, axis: int) -> Triple:
     """Return how many cores on each axis have a neighbour above them on one."""
     return triple(n - int(a == axis) for a, n in enumerate(plan.grid.counts))
+
+
+def _seams(plan: Plan) -> list[int]:
+    """Return the number of seams on each axis."""
+    n_volumes = len(plan.timepoints) * len(plan.channels)
+    return [n_volumes * math.prod(_grid_of_seams(plan, axis)) for axis in range(3)]
 
 
 def _place(plan: Plan, axis: int, number: int) -> tuple[int, Triple]:

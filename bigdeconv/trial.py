@@ -7,17 +7,18 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from bigdeconv.calibration import prepare_views
-from bigdeconv.costs import Costs
+from bigdeconv.costs import Costs, Rates
 from bigdeconv.deconvolution import Settings, make_blur, make_prior, restore
+from bigdeconv.geometry import triple
 from bigdeconv.intensity import Camera, Validity
-from bigdeconv.memory import HEAP_BYTES
 from bigdeconv.psf import gaussian
 from bigdeconv.pyramid import downsample
 from bigdeconv.solvers.richardson_lucy import prior_steps, prior_window
@@ -27,13 +28,18 @@ from bigdeconv.storage.cache import remembered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bigdeconv.priors import Prior
     from bigdeconv.priors.weights import WcrrWeights
 
 WINDOW = (96, 104, 128)
 """Data window of the trial; with its PSF the transforms are 120, 120 and 144 long, neither the best nor the worst lengths."""
+FAR_WINDOW = (176, 200, 200)
+"""Another whose arrays are too large for the caches, and for the heaps in which glibc keeps what is freed."""
+ROWS = (140, 536)
+"""Lengths of rows between which the cost of the learned prior is compared."""
 SIGMA = 2.0
 """Of its PSF, in voxels."""
-ITERATIONS = 3
+ITERATIONS, FAR_ITERATIONS = 3, 1
 _VERSION = 3
 """Raised when what is measured changes."""
 
@@ -56,7 +62,11 @@ def measure(subject: Subject, model: WcrrWeights | None) -> Costs:
     # Another library or machine has costs of its own.
     machine = (platform.node(), platform.processor(), os.cpu_count(), torch.__version__, np.__version__)
     digest = hashlib.sha256(repr((_VERSION, machine, subject)).encode()).hexdigest()[:24]
-    return remembered(f"costs-{digest}", lambda: asdict(_measure(subject, model)), lambda stored: Costs(**stored))
+    return remembered(f"costs-{digest}", lambda: asdict(_measure(subject, model)), _parsed)
+
+
+def _parsed(stored: dict[str, Any]) -> Costs:
+    return Costs(**stored | {name: Rates(**stored[name]) for name in ("near", "far")})
 
 
 def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
@@ -69,44 +79,68 @@ def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
 
 
 def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
-    fault = _fault_seconds() if subject.device == "cpu" else 0.0
     views, clock = min(subject.n_views, 2), _clock(subject.device)
-    kernels = np.stack([gaussian((SIGMA,) * 3)] * views)
     counts = np.random.default_rng(0).poisson(20.0, (views, *WINDOW)).astype(np.uint16)
-    plain = _settings(subject, "rl")
-    blur = make_blur(kernels, WINDOW, plain)
-    n_fft, n_window = math.prod(blur.fft_shape), math.prod(WINDOW)
-    n_prior = math.prod(s.stop - s.start for s in prior_window(blur))
-
     prepared = _mean_time(clock, lambda: prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0)))
-    photons, weights, _ = prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0))
-    steps = _mean_time(clock, lambda: restore(photons.copy(), weights, blur, None, plain))
-    fft = steps / ((ITERATIONS + 1) * (views + 1) * n_fft * math.log2(n_fft))
-    prior, n_steps = 0.0, 1
-    if subject.method != "rl":
-        with_prior = _settings(subject, subject.method)
-        tools = make_prior(with_prior, model)
-        assert tools is not None
-        prior = max(_mean_time(clock, lambda: restore(photons.copy(), weights, blur, tools, with_prior)) - steps, 0.0)
-        if subject.update == "convergent":
-            n_steps = prior_steps(tools, subject.n_views)
-            prior *= n_steps / prior_steps(tools, views)
+    photons, *_ = prepare_views(counts, Camera(), Validity(0.0, 10.0, 5.0, 50.0))
     finish = _mean_time(clock, lambda: _finish(photons[0]))
     decode, encode = codec_seconds()
+
+    tools = make_prior(_settings(subject, ITERATIONS), model)
+    near = _rates(subject, photons, tools, ITERATIONS)
+    per_row = 0.0
+    if subject.method == "garl":
+        # It goes tile by tile, whatever the size of the whole.
+        assert tools is not None
+        per_row = _seconds_per_row_voxel(subject, tools)
+        near = replace(near, prior=near.prior - per_row * WINDOW[2])
+    wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *FAR_WINDOW)).astype(np.float32)
+    far = _rates(subject, wide, tools if subject.method == "rltv" else None, FAR_ITERATIONS)
     return Costs(
-        fft=fft,
-        prior=prior / (ITERATIONS * n_prior),
-        prior_steps=n_steps,
-        prepare=prepared / (views * n_window),
-        fault=fault,
+        near=near,
+        far=far if subject.method == "rltv" else replace(far, prior=near.prior),
+        prior_row=per_row,
+        prepare=prepared / counts.size,
         decode=decode,
-        write=encode + finish / n_window,
+        write=encode + finish / photons[0].size,
     )
 
 
-def _settings(subject: Subject, method: str) -> Settings:
-    numbers = (ITERATIONS, 0.01, 5 / 255, 5.0, 50.0, (1.0, 1.0, 1.0), 65535.0)
-    return Settings(method, *numbers, update=subject.update, device=subject.device)
+def _rates(subject: Subject, photons: np.ndarray, tools: Prior | None, iterations: int) -> Rates:
+    """Time the making of OTFs, and the restoration of a window ``v z y x`` with and without a prior."""
+    clock, views = _clock(subject.device), len(photons)
+    settings = _settings(subject, iterations)
+    kernels = np.stack([gaussian((SIGMA,) * 3)] * views)
+    started = clock()
+    blur = make_blur(kernels, triple(photons.shape[1:]), settings)
+    otfs = clock() - started
+    n_fft = math.prod(blur.fft_shape)
+
+    plain = _mean_time(clock, lambda: restore(photons.copy(), None, blur, None, settings))
+    prior = 0.0
+    if tools is not None:
+        prior = max(_mean_time(clock, lambda: restore(photons.copy(), None, blur, tools, settings)) - plain, 0.0)
+        prior /= iterations * math.prod(s.stop - s.start for s in prior_window(blur))
+        if subject.update == "convergent":
+            prior *= prior_steps(tools, subject.n_views) / prior_steps(tools, views)
+    return Rates(
+        n_fft, plain / ((iterations + 1) * (views + 1) * n_fft * math.log2(n_fft)), otfs / (views * n_fft), prior
+    )
+
+
+def _seconds_per_row_voxel(subject: Subject, tools: Prior) -> float:
+    """Return what a voxel costs more in a row that is one voxel longer."""
+    short, long = (torch.rand((30, 66, n), device=subject.device) for n in ROWS)
+    clock = _clock(subject.device)
+    with torch.inference_mode():
+        times = [_mean_time(clock, partial(tools.gradient, rows)) / rows.numel() for rows in (short, long)]
+    steps = prior_steps(tools, subject.n_views) if subject.update == "convergent" else 1
+    return steps * max(times[1] - times[0], 0.0) / (ROWS[1] - ROWS[0])
+
+
+def _settings(subject: Subject, iterations: int) -> Settings:
+    numbers = (0.01, 5 / 255, 5.0, 50.0, (1.0, 1.0, 1.0), 65535.0)
+    return Settings(subject.method, iterations, *numbers, update=subject.update, device=subject.device)
 
 
 def _finish(estimate: np.ndarray) -> None:
@@ -119,20 +153,6 @@ def _finish(estimate: np.ndarray) -> None:
     np.rint(core, out=core)
     np.count_nonzero(core > 65535)
     downsample(np.clip(core, 0, 65535, out=core).astype(np.uint16), (2, 2, 2))
-
-
-def _fault_seconds() -> float:
-    """Return the time that the system takes to hand out a byte of fresh memory: of filling an array the first time."""
-    n = HEAP_BYTES + HEAP_BYTES // 8
-    repeats, difference = 5, 0.0
-    for _ in range(repeats):
-        started = time.process_time()
-        array = torch.empty(n, dtype=torch.uint8).fill_(1)
-        between = time.process_time()
-        array.fill_(2)
-        difference += (between - started) - (time.process_time() - between)
-        del array
-    return max(difference, 0.0) / (repeats * n)
 
 
 def _clock(device: str) -> Callable[[], float]:

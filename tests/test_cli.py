@@ -301,6 +301,27 @@ def test_plan_as_json_has_what_scripts_rely_on(source, no_cluster):
     assert plan["iterations"] == 3
 
 
+def test_chunks_that_make_reading_dear_are_named_with_those_that_help(tmp_path):
+    data, psf = np.zeros((16, 256, 256), np.uint16), make.psf_tiff(tmp_path / "psf.tif")
+
+    def plan(chunk, block):
+        image = make.volume(tmp_path / f"{chunk} {block}.zarr", data, chunk=chunk)
+        job = ("plan", image, "--psf", psf, *RL, "--halo", "2,4,4", "--block-shape", block, "--json")
+        found = one_object(bigdeconv(*job).stdout)
+        warning = next((w for w in found["warnings"] if w.startswith("Reading decodes")), "")
+        return found["decode_amplification"], warning
+
+    now, warning = plan(data.shape, "16,64,64")
+    said, better, then = re.search(
+        r"decodes ([\d.]+) .* of 16,256,256; with ([\d,]+) it would be ([\d.]+)\.$", warning
+    ).groups()
+    assert float(said) == now == 16  # every one of 16 blocks decodes all
+    now, warning = plan(tuple(int(n) for n in better.split(",")), "16,64,64")
+    assert round(now, 1) == float(then)
+    assert "larger blocks (--block-shape, or more --memory) would help" in warning
+    assert plan(data.shape, "16,256,256") == (1, "")
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from bigdeconv import models, psf
+from bigdeconv.deconvolution import make_blur, make_prior, restore
+from bigdeconv.job import _prior_memory
+from bigdeconv.memory import Contents, Extents, device_terms
 from bigdeconv.physics.convolution import Blur
 from tests import oracle
 from tests.benchmarks import gpu
+from tests.benchmarks.memory import GIB
 
 pytestmark = [
     pytest.mark.cuda,
@@ -29,3 +34,25 @@ def test_the_forward_model_is_that_of_the_equations():
     y = np.random.default_rng(2).normal(size=(2, 12, 13, 15))
     assert oracle.relative(blur.forward(torch.tensor(x, device="cuda")).cpu(), oracle.forward(x, psfs)) < 1e-12
     assert oracle.relative(blur.adjoint(torch.tensor(y, device="cuda")).cpu(), oracle.adjoint(y, psfs)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("method", "edge", "views", "weighted"),
+    [("rl", 96, 1, True), ("rl", 320, 1, False), ("rl", 192, 6, True), ("rltv", 288, 1, False), ("garl", 288, 1, True)],
+)
+def test_what_a_block_allocates_is_what_was_promised(method, edge, views, weighted):
+    model, read = models.resolve("compact"), (edge,) * 3
+    settings = gpu.settings(method, model, "cuda", iterations=2)
+    photons = np.random.default_rng(0).poisson(20.0, (views, *read)).astype(np.float32)
+    weights = np.ones_like(photons) if weighted else None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    blur = make_blur(np.stack([psf.gaussian((2.0,) * 3)] * views), read, settings)
+    restore(photons, weights, blur, make_prior(settings, model), settings)
+    peak = torch.cuda.max_memory_allocated() - before
+    prior = _prior_memory(method, model if method == "garl" else None, cuda=True)
+    block = Extents(read, blur.estimate_shape, blur.fft_shape, read)
+    promised = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
+    assert peak <= promised
+    assert promised < GIB or peak >= 0.7 * promised

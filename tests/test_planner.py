@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bigdeconv import seams
 from bigdeconv.blocks import Plan, Series
-from bigdeconv.costs import FRESH_BYTES, PRIOR_FRESH_BYTES, Costs
+from bigdeconv.costs import Costs, Rates
 from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
 from bigdeconv.memory import (
@@ -24,6 +24,7 @@ from bigdeconv.memory import (
     HEAP_BYTES,
     PROCESS_BYTES,
     Contents,
+    Extents,
     PriorMemory,
     device_terms,
     host_terms,
@@ -279,25 +280,33 @@ class TestCosts:
         decoded = sum(c.size for task in plan.tasks() for c in chunks if c.intersect(task.read).intersect(whole).size)
         assert plan.decode_amplification == pytest.approx(decoded / plan.roi.size)
 
+    @given(requests(volumes=False))
+    @settings(max_examples=60, deadline=None)
+    def test_windows_of_another_shape_are_counted(self, request):
+        plan = plan_for(request)
+        shapes = [task.read.shape for task in plan.tasks()]
+        assert plan.n_window_shapes == 1 + sum(a != b for a, b in pairwise(shapes))
+
     def test_costs_by_hand(self):
         """Four units per FFT voxel, two per voxel of the prior, three per decoded one, five per written one, seven per block."""
         plan = make_plan(simple(timepoints=(0, 1)))
-        per_fft = 4 / (3 * 2 * math.log2(math.prod(plan.fft_shape)))
-        costs = Costs(fft=per_fft, prior=1.0, prepare=0.0, decode=3.0, write=5.0, block=7.0)
+        n_fft = math.prod(plan.fft_shape)
+        rates = Rates(n_fft, transform=4 / (3 * 2 * math.log2(n_fft)), otf=11.0, prior=0.5)
+        costs = Costs(rates, Rates(2 * n_fft), 0.5 / plan.read_shape[2], prepare=0.0, decode=3.0, write=5.0, block=7.0)
         grown = math.prod(min(r + 12, f) / r for r, f in zip(plan.read_shape, plan.fft_shape, strict=True))
         amplified = (
             4 * plan.compute_amplification + 2 * grown * plan.read_amplification + 3 * plan.decode_amplification + 5
         )
-        assert costs.total(plan, 1, 2) == pytest.approx(2 * plan.roi.size * amplified + 7 * plan.n_blocks)
+        otfs = 11 * plan.n_window_shapes * n_fft
+        assert costs.total(plan, 1, 2) == pytest.approx(2 * (plan.roi.size * amplified + otfs) + 7 * plan.n_blocks)
 
-    def test_arrays_that_the_system_hands_out_anew_cost_more(self):
-        cubes = (simple(zyx_shape=(n,) * 3, block_shape=(n,) * 3, psf_shape=(1, 1, 1)) for n in (64, 256))
-        small, large = map(make_plan, cubes)
-        assert math.prod(small.fft_shape) * 4 < HEAP_BYTES <= math.prod(large.fft_shape) * 4
-        base, faults = Costs(prior=1.0), Costs(prior=1.0, fault=1.0)
-        assert faults.total(small, 1, 3) == base.total(small, 1, 3)
-        extra = faults.total(large, 1, 3) - base.total(large, 1, 3)
-        assert extra == pytest.approx(256**3 * (4 * 2 * FRESH_BYTES + 3 * PRIOR_FRESH_BYTES))
+    def test_costs_rise_with_the_logarithm_of_the_size_between_near_and_far(self):
+        def per_voxel(n):
+            cube = simple(zyx_shape=(n,) * 3, block_shape=(n,) * 3, psf_shape=(1, 1, 1))
+            return costs.total(make_plan(cube), 1, 3) / n**3
+
+        costs = Costs(Rates(32**3, 0, prior=1.0), Rates(128**3, 0, prior=5.0), prepare=0, decode=0, write=0, block=0)
+        assert [per_voxel(n) for n in (16, 32, 64, 128, 256)] == pytest.approx([3, 3, 9, 15, 15])
 
     def test_dear_reading_makes_larger_blocks(self):
         request = simple(zyx_shape=(512,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**30, n_workers=2)
@@ -320,7 +329,7 @@ class TestCosts:
             assert plan.peak_bytes_per_worker > request.budget_bytes
         else:
             assert plan.peak_bytes_per_worker <= request.budget_bytes
-            assert plan.memory == worker_terms(request.contents, plan.read_shape, plan.fft_shape, plan.core_shape)
+            assert plan.memory == worker_terms(request.contents, plan.extents)
             assert plan.peak_bytes_per_worker == sum(size for _, size in plan.memory) > PROCESS_BYTES
 
     def test_an_explicit_block_keeps_the_budget_too(self):
@@ -351,31 +360,34 @@ class TestCosts:
 
     def test_memory_terms_by_hand(self):
         contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 5000, 30))
-        read, fft, core = (10, 10, 10), (12, 12, 16), (8, 8, 8)
-        terms = dict(worker_terms(contents, read, fft, core))
-        real, spectrum = 4 * 12 * 12 * 16, 8 * 12 * 12 * 9
+        block = Extents((10, 10, 10), (11, 12, 13), (12, 12, 16), (8, 8, 8))
+        real, spectrum = 4 * 11 * 12 * 13, 8 * 12 * 12 * 9
+        work = real + 200 * 12 * 12 * 16 + 5000
         solver = {
             "photons": 2 * 1000 * 4,
             "weights": 2 * 1000 * 4,
             "estimate, momentum, sensitivity": 3 * real,
             "OTFs": 2 * spectrum,
-            "FFT work, or the prior's": real + 200 * 12 * 12 * 16 + 5000,
+            "FFT work, or the prior's": work,
             "prior's filters": 30 * 16,
         }
         beside = {
             "next block": 2 * 1000 * 2,
             "solved core that waits": 512 * 4,
-            "last block: core, rims, levels, codecs": 512 * (4 + 8 + 8),
+            "last block: core, rims, levels, codecs": 512 * 20,
         }
-        gaps = {"gaps in heaps": (real + 200 * 12 * 12 * 16 + 5000) * 3 // 4}
-        assert terms == {"process": PROCESS_BYTES} | solver | gaps | beside
+        gaps = {"kept in heaps": work * 3 // 4}
+        assert dict(worker_terms(contents, block)) == {"process": PROCESS_BYTES} | solver | gaps | beside
+        photons = {"photons and weights, two blocks": 2 * 2 * 1000 * 9}
+        assert dict(host_terms(contents, block)) == {"process": CUDA_PROCESS_BYTES} | photons | beside
+        assert dict(device_terms(contents, block)) == solver | {"FFT library": spectrum}
 
-        plain = dict(worker_terms(replace(contents, prior=None), read, fft, core))
-        assert plain["FFT work, or the prior's"] == 3 * spectrum + real
-
-        terms = dict(host_terms(contents, read, core))
-        assert terms == {"process": CUDA_PROCESS_BYTES, "photons and weights, two blocks": 2 * 2 * 1000 * 9} | beside
-        assert dict(device_terms(contents, read, fft)) == solver | {"FFT library": spectrum}
+        plain = replace(contents, prior=None)
+        planes = spectrum * 11 // 12
+        assert dict(worker_terms(plain, block))["FFT work, or the prior's"] == 2 * spectrum + planes
+        single = replace(plain, n_views=1)
+        assert dict(worker_terms(single, block))["FFT work, or the prior's"] == spectrum + planes
+        assert dict(device_terms(single, block))["FFT work, or the prior's"] == 4 * spectrum + 4 * 12 * 12 * 16
 
     def test_a_gpu_has_a_budget_of_its_own(self):
         """The larger of the two blocks that the host has room for does not fit the device."""
@@ -387,9 +399,10 @@ class TestCosts:
         with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, allowed are 0.00 GiB\.$"):
             make_plan(replace(request, device_budget_bytes=1000))
 
-    def test_large_arrays_leave_no_gaps(self):
-        terms = [dict(worker_terms(Contents(), (n, 256, 256), (n, 256, 256), (8, 8, 8))) for n in (127, 128)]
-        assert [t["gaps in heaps"] > 0 for t in terms] == [True, False]
+    def test_heaps_keep_so_much_of_large_arrays_and_no_more(self):
+        cubes = [(n, 256, 256) for n in (64, 128, 256)]
+        kept = [dict(worker_terms(Contents(), Extents(cube, cube, cube, (8, 8, 8))))["kept in heaps"] for cube in cubes]
+        assert kept == [32 * 64 * 256**2, 4 * HEAP_BYTES, 4 * HEAP_BYTES]
 
     @given(shape=triples(20, 48), blend=triples(1, 4), core=st.sampled_from([(8, 8, 8), (8, 12, 16)]))
     @settings(max_examples=12, deadline=None)

@@ -218,7 +218,7 @@ class TestProbes:
         plan = plan_of(blend=(blend,) * 3)
         chosen = probes.choose((plan,), count, seed)
         # Six columns of cores: two faces across y in each of two, one across x in each of three.
-        assert len(chosen) == min(count, 4 + 3)
+        assert len(chosen) == min(count, 4 + 3) == probes.available((plan,), count)
         assert len({(p.axis, p.face, p.strip) for p in chosen}) == len(chosen)
         assert chosen == probes.choose((plan,), count, seed)
         for probe in chosen:

@@ -265,7 +265,8 @@ def _plan_text(s: dict[str, Any]) -> str:
         ("scratch", f"{size(s['rim_bytes'])} of rims at most"),
         (
             "time",
-            f"about {_duration(s['estimated_seconds'])}, {s['cpu_seconds_per_block']:.3g} s of {unit} per block (a trial here)",
+            f"about {_duration(s['estimated_seconds'])} for blocks and probes of seams, "
+            f"{s['cpu_seconds_per_block']:.3g} s of {unit} per block (a trial here)",
         ),
     ]
     lines = [f"{name:<8} {text}" for name, text in rows]

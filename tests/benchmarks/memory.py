@@ -88,7 +88,7 @@ def measure(case: Case) -> tuple[int, int]:
 
 
 def work(case: Case, folder: Path) -> tuple[int, int]:
-    """Restore a block, then the next one while the first is merged; return what was promised and the peak."""
+    """Restore a block, then the next one while another is read and the first is merged; return promise and peak."""
     import distributed  # noqa: F401  a worker has it in memory
     import torch
 
@@ -97,9 +97,13 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     torch.set_num_threads(1)
     recipe = make_recipe(case, folder)
     task = max(recipe.plan.tasks(), key=lambda t: t.read.size)
+    first = block.solve_block(recipe, task)
     with ThreadPoolExecutor(2) as threads:
-        first, second = (threads.submit(block.solve_block, recipe, task) for _ in range(2))
-        threads.submit(block.merge_block, recipe, task, first.result(), {}).result()
+        second = threads.submit(block.solve_block, recipe, task)
+        following = threads.submit(block._counts, recipe, task.timepoint, task.channel, task.read)
+        # Again and again, so that it meets the peak of the restoration.
+        while not (second.done() and following.done()):
+            block.merge_block(recipe, task, first, {})
         second.result()
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
