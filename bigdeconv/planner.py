@@ -324,8 +324,6 @@ class PriorMemory:
     """Work per voxel that the prior acts on."""
     fixed_bytes: int = 0
     """Work whatever the block."""
-    row_bytes: int = 0
-    """What is kept from block to block, per voxel of a row that it acts on."""
 
 
 def prior_voxels(read: Triple, fft: Triple) -> int:
@@ -482,7 +480,6 @@ def _solver_terms(request: Request, read: Triple, fft: Triple) -> tuple[tuple[st
         ("estimate, momentum, sensitivity", 3 * real),
         ("OTFs", views * spectrum),
         (_WORK, max(transforms, priors)),
-        ("prior's filters", prior.row_bytes * min(read[2] + 2 * PRIOR_MARGIN, fft[2])),
     )
 
 

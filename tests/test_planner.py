@@ -351,7 +351,7 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        request = simple(n_views=2, prior=PriorMemory(200, 5000, 30), input_itemsize=2, output_itemsize=4)
+        request = simple(n_views=2, prior=PriorMemory(200, 5000), input_itemsize=2, output_itemsize=4)
         terms = dict(memory_terms(request, (10, 10, 10), (12, 12, 16), (8, 8, 8)))
         real, spectrum = 4 * 12 * 12 * 16, 8 * 12 * 12 * 9
         solver = {
@@ -360,7 +360,6 @@ class TestCosts:
             "estimate, momentum, sensitivity": 3 * real,
             "OTFs": 2 * spectrum,
             "FFT work, or the prior's": real + 200 * 12 * 12 * 16 + 5000,
-            "prior's filters": 30 * 16,
         }
         beside = {
             "next block": 2 * 1000 * 2,
