@@ -170,8 +170,3 @@ def fast_length(n: int) -> int:
             three *= 3
         five *= 5
     return best
-
-
-def even_fast_length(n: int) -> int:
-    """Return the smallest even fast length that is at least ``n``: real transforms of an odd length are much slower."""
-    return 2 * fast_length(ceil_div(n, 2))

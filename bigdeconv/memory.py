@@ -28,8 +28,6 @@ class PriorMemory:
     """Work per voxel that the prior acts on."""
     fixed_bytes: int = 0
     """Work whatever the block."""
-    row_bytes: int = 0
-    """What is kept from block to block, per voxel of a row that it acts on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,6 @@ def _solver_terms(contents: Contents, block: Extents, transform_bytes: int) -> T
         ("estimate, momentum, sensitivity", 3 * estimate_bytes),
         ("OTFs", contents.n_views * block.spectrum_bytes),
         (_WORK, max(transform_bytes, prior_work)),
-        ("prior's filters", prior.row_bytes * min(block.read[2] + 2 * PRIOR_MARGIN, block.fft[2])),
     )
 
 

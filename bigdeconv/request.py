@@ -80,8 +80,7 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> Prio
         return PriorMemory(
             WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES
         )  # the response, its ψ', what comes back, the library's work
-    tiles, per_row_voxel = work_bytes(model.layers)
-    return PriorMemory(WCRR_WINDOW_BYTES, tiles, per_row_voxel)
+    return PriorMemory(WCRR_WINDOW_BYTES, work_bytes(model.layers))
 
 
 def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:

@@ -16,7 +16,7 @@ def test_the_suite_runs(tmp_path, cluster_address):
     contest = results["contest"]
     assert set(contest) == set(suite.SMALL.names)
     assert all(contest[name]["peak_bytes"] > 0 for name in ("rl", "plain torch loop, RL"))
-    assert {row["way"] for row in results["prior"]} == {"plain", "slabs of 2 MiB", "rows"}
+    assert {row["way"] for row in results["prior"]} == {"plain", "slabs of 2 MiB", "segments"}
     for run in results["io"]["shares"].values():
         shares = [run[part] for part in ("read", "solve", "blend", "write", "wait")]
         assert sum(shares) == pytest.approx(1)

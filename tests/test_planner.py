@@ -359,7 +359,7 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 5000, 30))
+        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 5000))
         block = Extents((10, 10, 10), (11, 12, 13), (12, 12, 16), (8, 8, 8))
         real, spectrum = 4 * 11 * 12 * 13, 8 * 12 * 12 * 9
         work = real + 200 * 12 * 12 * 16 + 5000
@@ -369,7 +369,6 @@ class TestCosts:
             "estimate, momentum, sensitivity": 3 * real,
             "OTFs": 2 * spectrum,
             "FFT work, or the prior's": work,
-            "prior's filters": 30 * 16,
         }
         beside = {
             "next block": 2 * 1000 * 2,

@@ -249,7 +249,7 @@ def _segment_length(reach_x: int) -> int:
     return max(SEGMENT, 2 * reach_x + 2)
 
 
-def points(reach_x: int) -> tuple[int, int]:
+def products_per_segment(reach_x: int) -> tuple[int, int]:
     """Return the real products that `Segments` takes per segment and tap in z and y, and the positions they serve."""
     length = _segment_length(reach_x)
     return 3 * length // 2 - 1, length - reach_x
@@ -273,76 +273,11 @@ def impulse_response(layers: Sequence[Tensor]) -> Tensor:
 def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> int:
     """Return the memory in bytes that `Segments` takes in float32 beside its result, for rows of up to `POSITIONS` segments."""
     n_channels, (rz, ry, rx) = layers[-1].shape[0], reach(layers)
-    n_points, stride = points(rx)
+    n_points, stride = products_per_segment(rx)
     taps = (rz + 1) * (ry + 1)
     planes = 3 * (DEPTH + rz) * (ry + 1) * n_points
     step = 2 * n_channels * (n_points + stride) + taps * n_points
     return 4 * (POSITIONS * (planes + step) + 2 * n_channels * taps * n_points)
-
-
-def _tiles(self, x: Tensor) -> Iterator[Box]:
-        valid = triple(n - r for n, r in zip(x.shape, self._reach, strict=True))
-        height = max(self._positions // max(self._count(x), 1), 1)
-        yield from _tiles(valid, self._reach, (self._depth, height))
-
-
-def _products(length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matrices of a circular correlation of an even length by real products, ``point x`` each, float64.
-
-    ``Σ_t w(t) s(x + t) = back.T @ (of_filter @ w * (ahead @ s))``, and ``ahead.T @ (of_filter @ w * (back @ r))`` is its adjoint.
-    A point is a real product: one where the spectrum is real, three where it is complex (Gauss).  With cosine and sine parts
-    ``a, b`` of ``s`` and ``c, d`` of ``w`` the product of the spectra is ``(ca + db) + i(da − cb)``; its parts come from
-    ``ca``, ``db`` and ``(c − d)(a + b)``.
-    """
-    half = length // 2
-    frequency, x = torch.arange(half + 1)[:, None], torch.arange(length)
-    angle = (frequency * x % length).to(torch.float64) * (2 * math.pi / length)
-    cos, sin = angle.cos(), angle.sin()
-    share = torch.full((half + 1, 1), 2 / length, dtype=torch.float64)
-    share[[0, half]] = 1 / length
-
-    def stacked(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        return torch.cat([first, second[1:half], third[1:half]])
-
-    back = stacked(*(part * share for part in (cos - sin, cos + sin, sin)))
-    return stacked(cos, sin, cos + sin), stacked(cos, sin, cos - sin), back
-
-
-def _segment_length(reach_x: int) -> int:
-    return max(SEGMENT, 2 * reach_x + 2)
-
-
-def points(reach_x: int) -> tuple[int, int]:
-    """Return the real products that `Segments` takes per segment and tap in z and y, and the positions they serve."""
-    length = _segment_length(reach_x)
-    return 3 * length // 2 - 1, length - reach_x
-
-
-def reach(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> Triple:
-    """Return the taps of a chain beyond the first, along z, y and x."""
-    return triple(sum(layer.shape[a] - 1 for layer in layers) for a in (2, 3, 4))
-
-
-def impulse_response(layers: Sequence[Tensor]) -> Tensor:
-    """Return the filters of the whole chain, ``channels z y x``, up to reflection."""
-    taps = reach(layers)
-    impulse = layers[0].new_zeros(1, *(2 * r + 1 for r in taps))
-    impulse[0, taps[0], taps[1], taps[2]] = 1
-    for layer in layers:
-        impulse = conv3d(impulse, layer)
-    return impulse
-
-
-def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> tuple[int, int]:
-    """Return the memory in bytes that `Rows` takes in float32 beside its result: for its tiles, and per voxel of a row.
-
-    The former holds for rows of 16 to `STEP_VOXELS` voxels.
-    """
-    n_channels, (rz, ry, _) = layers[-1].shape[0], reach(layers)
-    frequencies = STEP_VOXELS // 2 + STEP_VOXELS // 16
-    tile = 3 * (DEPTH + rz) * (ry + 1) + 4 * min(n_channels, GROUP) + (rz + 1) * (ry + 1)
-    spectra = 2 * n_channels * (rz + 1) * (ry + 1)
-    return 8 * frequencies * tile, 4 * spectra * _KEPT
 
 
 def _tiles(valid: Triple, beyond: Triple, extent_zy: tuple[int, int]) -> Iterator[Box]:

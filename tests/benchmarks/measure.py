@@ -100,12 +100,10 @@ def rates(shape: tuple[int, int, int], edge: int, device: str = "cpu") -> dict[s
 
     volume = torch.rand(shape, device=device)
     matrix = torch.rand(edge, edge, device=device)
-    complex_matrix = torch.complex(matrix, matrix)
     target = torch.empty_like(volume)
     calls: dict[str, Callable[[], object]] = {
         "transforms": lambda: torch.fft.irfftn(torch.fft.rfftn(volume), s=shape),
         "product": lambda: matrix @ matrix,
-        "complex product": lambda: complex_matrix @ complex_matrix,
         "copy": lambda: target.copy_(volume),
     }
     costs = cheapest({name: finished(call, device) for name, call in calls.items()}, 5)
@@ -116,7 +114,6 @@ def rates(shape: tuple[int, int, int], edge: int, device: str = "cpu") -> dict[s
         "fft_gflops": 5 * n * float(torch.tensor(n).log2()) / seconds["transforms"] * 1e-9,
         "fft_pair_ns_per_voxel": seconds["transforms"] / n * 1e9,
         "product_gflops": 2 * edge**3 / seconds["product"] * 1e-9,
-        "complex_product_gflops": 8 * edge**3 / seconds["complex product"] * 1e-9,
         "copy_gb_per_s": 8 * n / seconds["copy"] * 1e-9,
     }
 

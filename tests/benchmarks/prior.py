@@ -1,4 +1,4 @@
-"""The learned prior's gradient: the plain convolutions of a whole volume, the same in slabs, and by rows of spectra."""
+"""The learned prior's gradient: the plain convolutions of a whole volume, the same in slabs, and by segments of rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from bigdeconv import models
 from bigdeconv.deconvolution import MU_MAX
-from bigdeconv.geometry import even_fast_length
-from bigdeconv.priors.filters import Chain, Rows, reach
+from bigdeconv.geometry import ceil_div
+from bigdeconv.priors.filters import Chain, Segments, products_per_segment, reach
 from bigdeconv.priors.wcrr import Wcrr
 from tests.benchmarks.measure import cheapest, random_volume
 
 if TYPE_CHECKING:
     from bigdeconv.priors.weights import WcrrWeights
 
-WAYS = {"plain": partial(Chain, limit_bytes=2**50), "slabs of 2 MiB": partial(Chain, limit_bytes=2**21), "rows": Rows}
+WAYS = {
+    "plain": partial(Chain, limit_bytes=2**50),
+    "slabs of 2 MiB": partial(Chain, limit_bytes=2**21),
+    "segments": Segments,
+}
 MODELS = ("compact", "large")
 """16 channels, and 64 as in the published architecture."""
 
@@ -35,7 +39,7 @@ def table(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
                 "ns_per_voxel": cost.seconds / x.numel() * 1e9,
                 "cpu_ns_per_voxel": cost.cpu_seconds / x.numel() * 1e9,
                 "times_faster": costs["plain"].cpu_seconds / cost.cpu_seconds,
-                "product_flop_per_voxel": product_flop(model, shape) if way == "rows" else None,
+                "product_flop_per_voxel": product_flop(model, shape) if way == "segments" else None,
             }
             for way, cost in costs.items()
         ]
@@ -43,7 +47,8 @@ def table(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
 
 
 def product_flop(model: WcrrWeights, shape: tuple[int, int, int]) -> float:
-    """Return the operations per voxel of the matrix products of `Rows`: complex, there and back."""
-    taps_z, taps_y, _ = (r + 1 for r in reach(model.layers))
-    frequencies = even_fast_length(shape[2]) // 2 + 1
-    return 2 * 8 * len(model.layers[-1]) * taps_z * taps_y * frequencies / shape[2]
+    """Return the operations per voxel of the matrix products of `Segments`, there and back, those of the transforms included."""
+    taps_z, taps_y, taps_x = (r + 1 for r in reach(model.layers))
+    n_points, stride = products_per_segment(taps_x - 1)
+    segments = ceil_div(shape[2] - taps_x + 1, stride)
+    return 4 * len(model.layers[-1]) * n_points * (taps_z * taps_y + stride) * segments / shape[2]
