@@ -52,6 +52,8 @@ class Measured:
     """Per block."""
     resume_cpu_s: float = 0.0
     """Of the driver, until the first block of a resumed run is computed."""
+    seconds: float = 0.0
+    """Of the run, all but the resume."""
 
 
 def solve(token, task):
@@ -96,8 +98,10 @@ def _run_nearly_all(connection, recipe, ledger, scheduler, result) -> None:
         if progress.blocks_finished == WARM_BLOCKS + counted:
             raise Stopped
 
+    started = time.monotonic()
     with ledger.writing(), suppress(Stopped):
         schedule.run_blocks(connection, (recipe,), None, (), on_finished)
+    result.seconds = round(time.monotonic() - started)
     for name, process in processes.items():
         cpu, rss = (b - a for a, b in zip(before[name], _cost(process), strict=True))
         setattr(result, f"{name}_growth_mb", round(rss / 1e6, 1))
