@@ -89,11 +89,11 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     tools = make_prior(_settings(subject, ITERATIONS), model)
     small = _rates(subject, photons, tools, ITERATIONS, repeats=2)
     per_row = 0.0
-    if subject.method == "garl":
-        # It goes tile by tile, whatever the size of the whole.
+    if subject.method == "garl" and subject.device == "cpu":
+        # It goes tile by tile, whatever the size of the whole; the longer its rows, the fewer fit a tile.
         assert tools is not None
         per_row = _seconds_per_row_voxel(subject, tools)
-        small = replace(small, prior=small.prior - per_row * WINDOW[2])
+        small = replace(small, prior=max(small.prior - per_row * WINDOW[2], 0.0))
     wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *LARGE_WINDOW)).astype(np.float32)
     large = _rates(subject, wide, tools if subject.method == "rltv" else None, LARGE_ITERATIONS, repeats=1)
     return Costs(
