@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bigdeconv.memory import prior_voxels
+from bigdeconv.memory import HEAP_BYTES, prior_voxels
 
 if TYPE_CHECKING:
     from bigdeconv.blocks import Plan
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What depends on whether a block's arrays fit the caches: seconds, at an FFT of one size."""
+    """What depends on the size of a block's arrays, in seconds."""
 
-    fft_voxels: int
     transform: float = 6e-10
     """Per FFT voxel, its logarithm to base 2, iteration, and pair of transforms."""
     otf: float = 0.0
@@ -29,10 +28,10 @@ class Rates:
 class Costs:
     """Seconds of one core, or of a GPU with its worker; the defaults are those of some machine, for their ratios."""
 
-    near: Rates = Rates(2**21)
-    """Where the arrays of a block fit the caches."""
-    far: Rates = Rates(2**23)
-    """Where they do not, and the system hands out their memory anew each time; between both, by the logarithm of the size."""
+    small: Rates = Rates()
+    """Where arrays come from heaps."""
+    large: Rates = Rates()
+    """Where they are of `HEAP_BYTES` and more: no cache holds them, and the system hands out their memory anew each time."""
     prior_row: float = 0.0
     """Per voxel that the prior acts on, iteration, and voxel of a row: it takes the fewer rows at a time the longer they are."""
     prepare: float = 4e-8
@@ -48,7 +47,7 @@ class Costs:
         """Return the seconds of all blocks of a plan, on one core or GPU."""
         volumes = len(plan.timepoints) * len(plan.channels)
         n_fft, acted_on = math.prod(plan.fft_shape), prior_voxels(plan.read_shape, plan.fft_shape)
-        rates = self._rates(n_fft)
+        rates = self.large if 4 * n_fft >= HEAP_BYTES else self.small
         # The start of the iteration costs as much as a step of it.
         transforms = (iterations + 1) * (n_views + 1) * rates.transform * math.log2(max(n_fft, 2))
         prior = iterations * (rates.prior + self.prior_row * plan.read_shape[2]) * acted_on / math.prod(plan.read_shape)
@@ -60,15 +59,3 @@ class Costs:
         )
         otfs = plan.n_window_shapes * n_views * rates.otf * n_fft
         return volumes * (plan.roi.size * per_voxel + otfs) + plan.n_blocks * self.block
-
-    def _rates(self, n_fft: int) -> Rates:
-        near, far = self.near, self.far
-        share = math.log(n_fft / near.fft_voxels) / math.log(far.fft_voxels / near.fft_voxels)
-        share = min(max(share, 0.0), 1.0)
-
-        def between(a: float, b: float) -> float:
-            return a + share * (b - a)
-
-        return Rates(
-            n_fft, between(near.transform, far.transform), between(near.otf, far.otf), between(near.prior, far.prior)
-        )

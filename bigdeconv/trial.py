@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 WINDOW = (96, 104, 128)
 """Data window of the trial; with its PSF the transforms are 120, 120 and 144 long, neither the best nor the worst lengths."""
-FAR_WINDOW = (176, 200, 200)
-"""Another whose arrays are too large for the caches, and for the heaps in which glibc keeps what is freed."""
+LARGE_WINDOW = (176, 200, 200)
+"""Another whose arrays, of 36 MB, are too large for the heaps in which glibc keeps what is freed."""
 ROWS = (140, 536)
 """Lengths of rows between which the cost of the learned prior is compared."""
 SIGMA = 2.0
 """Of its PSF, in voxels."""
-ITERATIONS, FAR_ITERATIONS = 3, 1
+ITERATIONS, LARGE_ITERATIONS = 3, 1
 _VERSION = 3
 """Raised when what is measured changes."""
 
@@ -66,7 +66,7 @@ def measure(subject: Subject, model: WcrrWeights | None) -> Costs:
 
 
 def _parsed(stored: dict[str, Any]) -> Costs:
-    return Costs(**stored | {name: Rates(**stored[name]) for name in ("near", "far")})
+    return Costs(**stored | {name: Rates(**stored[name]) for name in ("small", "large")})
 
 
 def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
@@ -87,18 +87,18 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     decode, encode = codec_seconds()
 
     tools = make_prior(_settings(subject, ITERATIONS), model)
-    near = _rates(subject, photons, tools, ITERATIONS)
+    small = _rates(subject, photons, tools, ITERATIONS, repeats=2)
     per_row = 0.0
-    if subject.method == "garl":
-        # It goes tile by tile, whatever the size of the whole.
+    if subject.method == "garl" and subject.device == "cpu":
+        # It goes tile by tile, whatever the size of the whole; the longer its rows, the fewer fit a tile.
         assert tools is not None
         per_row = _seconds_per_row_voxel(subject, tools)
-        near = replace(near, prior=near.prior - per_row * WINDOW[2])
-    wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *FAR_WINDOW)).astype(np.float32)
-    far = _rates(subject, wide, tools if subject.method == "rltv" else None, FAR_ITERATIONS)
+        small = replace(small, prior=max(small.prior - per_row * WINDOW[2], 0.0))
+    wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *LARGE_WINDOW)).astype(np.float32)
+    large = _rates(subject, wide, tools if subject.method == "rltv" else None, LARGE_ITERATIONS, repeats=1)
     return Costs(
-        near=near,
-        far=far if subject.method == "rltv" else replace(far, prior=near.prior),
+        small=small,
+        large=large if subject.method == "rltv" else replace(large, prior=small.prior),
         prior_row=per_row,
         prepare=prepared / counts.size,
         decode=decode,
@@ -106,7 +106,7 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     )
 
 
-def _rates(subject: Subject, photons: np.ndarray, tools: Prior | None, iterations: int) -> Rates:
+def _rates(subject: Subject, photons: np.ndarray, tools: Prior | None, iterations: int, repeats: int) -> Rates:
     """Time the making of OTFs, and the restoration of a window ``v z y x`` with and without a prior."""
     clock, views = _clock(subject.device), len(photons)
     settings = _settings(subject, iterations)
@@ -116,16 +116,15 @@ def _rates(subject: Subject, photons: np.ndarray, tools: Prior | None, iteration
     otfs = clock() - started
     n_fft = math.prod(blur.fft_shape)
 
-    plain = _mean_time(clock, lambda: restore(photons.copy(), None, blur, None, settings))
+    plain = _mean_time(clock, lambda: restore(photons.copy(), None, blur, None, settings), repeats)
     prior = 0.0
     if tools is not None:
-        prior = max(_mean_time(clock, lambda: restore(photons.copy(), None, blur, tools, settings)) - plain, 0.0)
+        with_prior = _mean_time(clock, lambda: restore(photons.copy(), None, blur, tools, settings), repeats)
+        prior = max(with_prior - plain, 0.0)
         prior /= iterations * math.prod(s.stop - s.start for s in prior_window(blur))
         if subject.update == "convergent":
             prior *= prior_steps(tools, subject.n_views) / prior_steps(tools, views)
-    return Rates(
-        n_fft, plain / ((iterations + 1) * (views + 1) * n_fft * math.log2(n_fft)), otfs / (views * n_fft), prior
-    )
+    return Rates(plain / ((iterations + 1) * (views + 1) * n_fft * math.log2(n_fft)), otfs / (views * n_fft), prior)
 
 
 def _seconds_per_row_voxel(subject: Subject, tools: Prior) -> float:
@@ -159,9 +158,9 @@ def _clock(device: str) -> Callable[[], float]:
     return time.process_time if device == "cpu" else time.perf_counter
 
 
-def _mean_time(clock: Callable[[], float], action: Callable[[], object]) -> float:
-    """Return the time of an action, the first time and once more: a block finds nothing warm either."""
+def _mean_time(clock: Callable[[], float], action: Callable[[], object], repeats: int = 2) -> float:
+    """Return the time of an action, the first time included: a block finds nothing warm either."""
     started = clock()
-    for _ in range(2):
+    for _ in range(repeats):
         action()
-    return (clock() - started) / 2
+    return (clock() - started) / repeats

@@ -11,7 +11,7 @@ from bigdeconv import models, trial
 def _small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "WINDOW", (10, 12, 16))
-    monkeypatch.setattr(trial, "FAR_WINDOW", (20, 24, 24))
+    monkeypatch.setattr(trial, "LARGE_WINDOW", (20, 24, 24))
     monkeypatch.setattr(trial, "ROWS", (20, 40))
 
 
@@ -21,12 +21,9 @@ def test_what_is_measured_is_remembered(monkeypatch, method, update):
     subject = trial.Subject(method, update, n_views=3, model="some", device="cpu", threads=1)
     model = models.resolve("standin") if method == "garl" else None
     measured = trial.measure(subject, model)
-    assert measured.near.fft_voxels < measured.far.fft_voxels
-    assert (
-        min(measured.near.transform, measured.far.transform, measured.near.otf, measured.prepare, measured.decode) > 0
-    )
+    assert min(measured.small.transform, measured.large.transform, measured.large.otf, measured.prepare) > 0
     assert (measured.prior_row > 0) <= (method == "garl")
-    assert method != "rl" or measured.near.prior == measured.far.prior == 0
+    assert method != "rl" or measured.small.prior == measured.large.prior == 0
 
     monkeypatch.setattr(trial, "_measure", lambda *_: pytest.fail("measured again"))
     assert trial.measure(subject, model) == measured
