@@ -161,10 +161,11 @@ class Blur:
     def _volume(self, planes: Tensor, shape: Triple) -> Tensor:
         """Return the volume whose planes have these spectra, in their memory where it goes slab by slab."""
         _, height, width = shape
+        out = None
+        if self._planes_at_once < len(planes):
+            out = torch.view_as_real(planes).flatten(2)[:, :height, :width]
         return self._by_planes(
-            lambda z: torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width],
-            len(planes),
-            torch.view_as_real(planes).flatten(2)[:, :height, :width],
+            lambda z: torch.fft.irfft2(planes[z], s=self.fft_shape[1:])[:, :height, :width], len(planes), out
         )
 
     def _by_planes(self, make: Callable[[slice], Tensor], depth: int, out: Tensor | None = None) -> Tensor:

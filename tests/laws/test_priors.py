@@ -200,3 +200,16 @@ def test_the_concave_branch_is_met():
     change = gradient(prior, middle * strongest + d) - gradient(prior, middle * strongest)
     curvature = (d * change).sum() / (d**2).sum()
     assert -1 - 1e-6 <= curvature < -0.3 * norm
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_tv_goes_slab_by_slab(depth, monkeypatch):
+    """In slabs of 1 to 4 planes, the last of them with 1 to 3 planes, the parabolas are those of the volume in one piece."""
+    x = torch.rand((7, 5, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    ((_, gradient, curvature),) = TotalVariation((0.3, 0.1, 0.12)).parabolas(x)
+    monkeypatch.setattr("bigdeconv.priors.slabs.SLAB_BYTES", depth * x[0].nbytes)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    parts = list(TotalVariation((0.3, 0.1, 0.12)).parabolas(x))
+    assert [planes.start for planes, _, _ in parts] == list(range(0, 7, depth))
+    torch.testing.assert_close(torch.cat([part for _, part, _ in parts]), gradient, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.cat([part for _, _, part in parts]), curvature, rtol=1e-12, atol=0)
