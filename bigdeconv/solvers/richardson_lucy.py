@@ -5,8 +5,7 @@ Minimises ``Σ_v Σ_m w_v [H_v x + b − y_v log(H_v x + b)]_m + τ R(x)`` over 
 References
 ----------
 Pham, "3D Deconvolution Microscopy with a Learned Regularizer" (2025), eqs. 3 and 9, algorithm 1; Richardson (1972), Lucy (1974);
-Nesterov (1983) and Chambolle and Dossal, J. Optim. Theory Appl. 166 (2015) for the momentum; Bertero and Boccacci, A&A 437 (2005)
-for the unknown exterior.
+Nesterov (1983) for the momentum; Bertero and Boccacci, A&A 437 (2005) for the unknown exterior.
 """
 
 from __future__ import annotations
