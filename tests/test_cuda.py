@@ -8,7 +8,7 @@ import torch
 
 from bigdeconv import models, psf
 from bigdeconv.deconvolution import make_blur, make_prior, restore
-from bigdeconv.job import _prior_memory
+from bigdeconv.request import _prior_memory
 from bigdeconv.memory import Contents, Extents, device_terms
 from bigdeconv.physics.convolution import Blur
 from tests import oracle
