@@ -93,13 +93,23 @@ def _hot(photons: np.ndarray, validity: Validity) -> np.ndarray:
     assert validity.hot_ratio is not None
     b, ratio = validity.background, validity.hot_ratio
     least = ratio * 0.1 * validity.intensity_scale
-    bright = np.nonzero(photons > b + least + HOT_SIGNIFICANCE * np.sqrt(least + b))
+    candidates = photons > b + least + HOT_SIGNIFICANCE * np.sqrt(least + b)
+    _keep_peaks_(candidates, photons)
+    bright = np.nonzero(candidates)
     peak, brightest = photons[bright], _brightest_neighbours(photons, bright)
     allowed = np.maximum(ratio * (brightest.astype(np.float64) - b), least)
     excess = (allowed + HOT_SIGNIFICANCE * np.sqrt(allowed + b)).astype(photons.dtype)
     hot = np.zeros(photons.shape, bool)
     hot[bright] = (peak >= brightest) & (peak - b > excess)
     return hot
+
+
+def _keep_peaks_(candidates: np.ndarray, photons: np.ndarray) -> None:
+    """Drop the voxels that a next neighbour along an axis exceeds: in a bright object, indices of all would fill the memory."""
+    for axis in range(3):
+        kept, value = np.moveaxis(candidates, axis, 0), np.moveaxis(photons, axis, 0)
+        kept[1:] &= value[1:] >= value[:-1]
+        kept[:-1] &= value[:-1] >= value[1:]
 
 
 def _brightest_neighbours(photons: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:

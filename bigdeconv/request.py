@@ -77,9 +77,8 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> Prio
     if model is None:
         return PriorMemory(TV_WINDOW_BYTES)
     if cuda:
-        return PriorMemory(
-            WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES
-        )  # the response, its ψ', what comes back, the library's work
+        # The response, its ψ', what comes back, the library's work.
+        return PriorMemory(WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES)
     return PriorMemory(WCRR_WINDOW_BYTES, work_bytes(model.layers))
 
 

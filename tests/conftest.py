@@ -27,10 +27,11 @@ def pytest_collection_modifyitems(items):
 def _cache_of_its_own(tmp_path_factory):
     """Halos and costs are measured once per session, and shared with nobody else; child processes inherit it.
 
-    Costs are measured on a small window: how near they are to a block's is the business of ``tests/benchmarks/cost.py``.
+    Costs are measured on small windows: how near they are to a block's is the business of ``tests/benchmarks/cost.py``.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bigdeconv.trial.WINDOW", (24, 26, 32))
+        patch.setattr("bigdeconv.trial.LARGE_WINDOW", (40, 48, 48))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

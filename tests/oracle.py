@@ -330,9 +330,9 @@ def deconvolve(
     convergent = update == "convergent" and method != "rl"
     x, sensitivity = start(y, weights, psfs)
     x_previous, t = x, 1.0
-    for k in range(iterations):
+    for _ in range(iterations):
         t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
-        momentum = k / (k + 4.5) if convergent else (t - 1) / t_next
+        momentum = min((t - 1) / t_next, 0.875 if convergent else 1.0)
         p = np.maximum(x + momentum * (x - x_previous), FLOOR)
         x, x_previous = step(p), x
         t = t_next

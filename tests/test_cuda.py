@@ -8,9 +8,9 @@ import torch
 
 from bigdeconv import models, psf
 from bigdeconv.deconvolution import make_blur, make_prior, restore
-from bigdeconv.request import _prior_memory
 from bigdeconv.memory import Contents, Extents, device_terms
 from bigdeconv.physics.convolution import Blur
+from bigdeconv.request import _prior_memory
 from tests import oracle
 from tests.benchmarks import gpu
 from tests.benchmarks.memory import GIB

@@ -96,7 +96,7 @@ def restore_window(
         laps = _Laps(stats)
         counts = _counts(recipe, timepoint, channel, window)
         laps.end("read")
-        if validity.fill is not None and (counts == validity.fill).all():
+        if validity.fill is not None and all((view == validity.fill).all() for view in counts):
             n = len(counts) * owned.size
             return None, None, stats | {"voxels": n, "fill": n, "skipped": True}
         if on_cpu:

@@ -124,15 +124,18 @@ class _ShortMemory(SchedulerPlugin):
     """Keeps the scheduler from growing with the number of blocks.
 
     Dask's spans note every submission, and every group of tasks that there ever was: where a merge ends before the next begins,
-    one for each.  Nobody reads that.
+    one for each.  Nothing here reads that.  On a scheduler that serves others too it stays after the run, and keeps what is noted
+    of their tasks as short.
     """
 
     name = "bigdeconv-short-memory"
     idempotent = True
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
+        spans = getattr(scheduler.extensions.get("spans"), "spans", {})
         for span_id in {scheduler.tasks[key].group.span_id for key in tasks}:
-            span = scheduler.extensions["spans"].spans[span_id]
+            if (span := spans.get(span_id)) is None:
+                continue
             if span.metadata is not None:
                 span.metadata["collections"].clear()
             span.groups.intersection_update(scheduler.task_groups.values())

@@ -44,7 +44,7 @@ class Filters(Protocol):
     """``W`` at one noise level, with the scalings ``α`` of its channels."""
 
     def apply(self, x: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``Wᵀ(f(αWx)/α)``, ``z y x``; ``through`` is ``f``, elementwise, and may overwrite its argument."""
+        """Return ``Wᵀ(f(αWx)/α)``, ``z y x``; ``through`` is ``f``, elementwise, 0 at 0, and may overwrite its argument."""
         ...
 
     def responses(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -30,7 +30,7 @@ class WcrrWeights:
     lambda_max: float
     """Largest eigenvalue of ``WᵀW``, by which the filters are divided."""
     kappa: float
-    """Dimensionless strength behind ``--tau auto``: ``τ = κ √V/(N σ²)`` for N photons per view at the intensity scale."""
+    """Dimensionless strength behind ``--tau auto``: ``τ = κ/(N σ²)`` for N photons per view at the intensity scale."""
     sigma_default: float
     """σ used where none is given, as a fraction of the intensity scale."""
     card: dict[str, Any] = field(default_factory=dict)

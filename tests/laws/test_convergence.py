@@ -83,8 +83,11 @@ CASES = [(method, tau) for method, taus in STRENGTHS.items() for tau in taus]
 @pytest.mark.parametrize("weighted", [False, True])
 def test_without_momentum_the_objective_never_rises(method, tau, weighted):
     weights = (np.random.default_rng(0).random(SHAPE) > 0.2).astype(float)
-    weighted_problem = problem(method, tau, momentum=False, weights=weights)
-    values = objectives(weighted_problem, 30) if weighted else without_momentum(method, tau)
+    values = (
+        objectives(problem(method, tau, momentum=False, weights=weights), 30)
+        if weighted
+        else without_momentum(method, tau)
+    )
     # The bound is exact; what is left is the rounding of a sum of 2e4 terms.
     assert np.diff(values).max() < 1e-9 * abs(values[0])
 

@@ -202,10 +202,11 @@ def test_the_concave_branch_is_met():
     assert -1 - 1e-6 <= curvature < -0.3 * norm
 
 
+@pytest.mark.parametrize("shape", [(7, 5, 6), (7, 1, 6), (7, 1, 1)])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_tv_goes_slab_by_slab(depth, monkeypatch):
+def test_tv_goes_slab_by_slab(shape, depth, monkeypatch):
     """In slabs of 1 to 4 planes, the last of them with 1 to 3 planes, the parabolas are those of the volume in one piece."""
-    x = torch.rand((7, 5, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     ((_, gradient, curvature),) = TotalVariation((0.3, 0.1, 0.12)).parabolas(x)
     monkeypatch.setattr("bigdeconv.priors.slabs.SLAB_BYTES", depth * x[0].nbytes)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
