@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from bigdeconv.priors.wcrr import Wcrr
 from bigdeconv.solvers.richardson_lucy import Problem, solve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from bigdeconv.priors import Prior
@@ -128,6 +129,17 @@ def make_prior(settings: Settings, model: WcrrWeights | None) -> Prior | None:
         device=settings.torch_device,
         mu_max=MU_MAX if settings.update == "convergent" else math.inf,
     )
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute on so many CPU threads, and on as many as before from then on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cuda_device_count() -> int:

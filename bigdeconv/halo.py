@@ -128,7 +128,9 @@ def measure(kernels: np.ndarray, settings: Settings, model: WcrrWeights | None, 
     previous = np.inf
     half = max(radius * (2 + np.sqrt(settings.iterations)), 24)
     for longer in (1, 1.5, 2.25):
-        decay = _cut(kernels, settings, prior, axis, round(half * longer))
+        # Several threads gain little on so small slabs, and lose much beside other work.
+        with deconvolution.cpu_threads(1):
+            decay = _cut(kernels, settings, prior, axis, round(half * longer))
         if decay.floor <= tolerance / (SAFETY * _MARGIN) or decay.floor > 0.5 * previous:
             break
         previous = decay.floor

@@ -16,7 +16,7 @@ import torch
 
 from bigdeconv.calibration import prepare_views
 from bigdeconv.costs import Costs, Rates
-from bigdeconv.deconvolution import Settings, make_blur, make_prior, restore
+from bigdeconv.deconvolution import Settings, cpu_threads, make_blur, make_prior, restore
 from bigdeconv.geometry import triple
 from bigdeconv.intensity import Camera, Validity
 from bigdeconv.psf import gaussian
@@ -70,12 +70,8 @@ def _parsed(stored: dict[str, Any]) -> Costs:
 
 
 def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(subject.threads)
-    try:
+    with cpu_threads(subject.threads):
         return _costs(subject, model)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
