@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv import calibration, channel_psfs, halo, inputs, machine, models, probes, request
-from bigdeconv.deconvolution import MU_MAX, Settings, likely_tau
+from bigdeconv.deconvolution import MU_MAX, Settings, cpu_threads, likely_tau
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import ceil_div, triple, zyx_text
 from bigdeconv.intensity import Camera
@@ -244,9 +244,11 @@ def prepare(outline: Outline) -> Job:
             kernels=outline.kernels[channel],
             masked=config.mask != "none",
         )
-        calibrations[channel], settings[channel] = calibration.calibrate(
-            sampling, draft, outline.model, given, outline.halo
-        )
+        # As a worker computes: more threads than that make small windows crawl beside other work.
+        with cpu_threads(outline.threads):
+            calibrations[channel], settings[channel] = calibration.calibrate(
+                sampling, draft, outline.model, given, outline.halo
+            )
     return Job(outline, settings, calibrations)
 
 
