@@ -8,9 +8,9 @@ import torch
 
 from bigdeconv import models, psf
 from bigdeconv.deconvolution import make_blur, make_prior, restore
-from bigdeconv.job import _prior_memory
 from bigdeconv.memory import Contents, Extents, device_terms
 from bigdeconv.physics.convolution import Blur
+from bigdeconv.request import _prior_memory
 from tests import oracle
 from tests.benchmarks import gpu
 from tests.benchmarks.memory import GIB
@@ -52,7 +52,7 @@ def test_what_a_block_allocates_is_what_was_promised(method, edge, views, weight
     restore(photons, weights, blur, make_prior(settings, model), settings)
     peak = torch.cuda.max_memory_allocated() - before
     prior = _prior_memory(method, model if method == "garl" else None, cuda=True)
-    block = Extents(read, blur.estimate_shape, blur.fft_shape, read)
+    block = Extents(read, blur.fft_shape, read)
     promised = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
     assert peak <= promised
     assert promised < GIB or peak >= 0.7 * promised
