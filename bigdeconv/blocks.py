@@ -155,8 +155,7 @@ class Plan:
     @property
     def extents(self) -> Extents:
         """Largest extents of any block, per axis."""
-        estimate = triple(r + p - 1 for r, p in zip(self.read_shape, self.psf_shape, strict=True))
-        return Extents(self.read_shape, estimate, self.fft_shape, self.core_shape)
+        return Extents(self.read_shape, self.fft_shape, self.core_shape)
 
     @property
     def read_amplification(self) -> float:

@@ -32,8 +32,6 @@ class Costs:
     """Where arrays come from heaps."""
     large: Rates = Rates()
     """Where they are of `HEAP_BYTES` and more: no cache holds them, and the system hands out their memory anew each time."""
-    prior_row: float = 0.0
-    """Per voxel that the prior acts on, iteration, and voxel of a row: it takes the fewer rows at a time the longer they are."""
     prepare: float = 4e-8
     """Per voxel and view that is turned into photons."""
     decode: float = 4e-9
@@ -50,7 +48,7 @@ class Costs:
         rates = self.large if 4 * n_fft >= HEAP_BYTES else self.small
         # The start of the iteration costs as much as a step of it.
         transforms = (iterations + 1) * (n_views + 1) * rates.transform * math.log2(max(n_fft, 2))
-        prior = iterations * (rates.prior + self.prior_row * plan.read_shape[2]) * acted_on / math.prod(plan.read_shape)
+        prior = iterations * rates.prior * acted_on / math.prod(plan.read_shape)
         per_voxel = (
             plan.compute_amplification * transforms
             + plan.read_amplification * (prior + n_views * self.prepare)

@@ -15,6 +15,10 @@ PREPARING_BYTES = 16
 """Bytes that a voxel of one view takes while its count becomes photons: both, masks, and what finds hot voxels."""
 CUDA_PROCESS_BYTES = 3 * 2**30
 """Resident memory of a worker in which a CUDA context is open, before any block."""
+SLAB_BYTES = 2**19
+"""Least part of an array that a CPU core takes at a time; one plane is more where planes are large."""
+FFT_SLABS = 5
+"""Slabs that the transforms of one slab of planes, and what is done between them, have in memory at once."""
 
 Terms = tuple[tuple[str, int], ...]
 """Named parts of a sum, in bytes."""
@@ -26,6 +30,8 @@ class PriorMemory:
 
     window_bytes: int
     """Work per voxel that the prior acts on."""
+    slabs: int = 0
+    """Slabs that are in memory at once."""
     fixed_bytes: int = 0
     """Work whatever the block."""
 
@@ -36,9 +42,8 @@ class Extents:
 
     read: Triple
     """Of the data window."""
-    estimate: Triple
-    """Of the data window grown by the PSF's reach."""
     fft: Triple
+    """Of the data window grown by the PSF's reach and to fast lengths."""
     core: Triple
 
     @property
@@ -49,8 +54,13 @@ class Extents:
 
     @property
     def planes_bytes(self) -> int:
-        """Bytes of the spectra of the estimate's planes."""
-        return self.spectrum_bytes * self.estimate[0] // self.fft[0]
+        """Bytes of the spectra of the planes of the data window."""
+        return self.spectrum_bytes * self.read[0] // self.fft[0]
+
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of one plane of the spectrum, of those along z and y or along y and x; a real plane is no larger."""
+        return self.spectrum_bytes // min(self.fft[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ class Contents:
     input_itemsize: int = 2
     output_itemsize: int = 2
     prior: PriorMemory | None = None
+    threads: int = 1
+    """Cores of a worker, which share each slab."""
 
     @property
     def photon_bytes(self) -> int:
@@ -70,9 +82,10 @@ class Contents:
 
 def worker_terms(contents: Contents, block: Extents) -> Terms:
     """Return the terms of a worker that computes on CPU cores."""
-    # The spectrum of the estimate, of several views also that of their sum, and planes on their way to or from it.
-    spectra = 1 if contents.n_views == 1 else 2
-    solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + block.planes_bytes)
+    slab_bytes = max(SLAB_BYTES * contents.threads, block.plane_bytes)
+    # One spectrum becomes all that follows from it.  That of several views stays, beside their sum and the planes of one.
+    spectra_bytes = block.spectrum_bytes if contents.n_views == 1 else 2 * block.spectrum_bytes + block.planes_bytes
+    solver = _solver_terms(contents, block, spectra_bytes + FFT_SLABS * slab_bytes, slab_bytes)
     # Each of two threads has a heap.  It keeps the small arrays of a window that became photons, or gaps between those of a
     # prior's steps; of large ones up to twice the largest that it has held.
     kept = 4 * HEAP_BYTES
@@ -95,7 +108,7 @@ def device_terms(contents: Contents, block: Extents) -> Terms:
     """Return the terms of what a block allocates on a GPU."""
     # Beside what a CPU holds: made in one piece, the product, the transform's input as the library wants it, and its output.
     spectra = (2 if contents.n_views == 1 else 3) + 2
-    solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + 4 * math.prod(block.fft))
+    solver = _solver_terms(contents, block, spectra * block.spectrum_bytes + 4 * math.prod(block.fft), 0)
     # The library of the transforms takes a work space of its own.
     return (*solver, ("FFT library", block.spectrum_bytes))
 
@@ -108,16 +121,18 @@ def prior_voxels(read: Triple, fft: Triple) -> int:
 _WORK = "FFT work, or the prior's"
 
 
-def _solver_terms(contents: Contents, block: Extents, transform_bytes: int) -> Terms:
+def _solver_terms(contents: Contents, block: Extents, transform_bytes: int, slab_bytes: int) -> Terms:
     """Return what is in memory at the most demanding moment of an iteration."""
-    n_data, estimate_bytes = contents.n_views * math.prod(block.read), 4 * math.prod(block.estimate)
+    n_data = contents.n_views * math.prod(block.read)
     prior = contents.prior or PriorMemory(0)
-    # A prior acts when the ratios have come back.
-    prior_work = estimate_bytes + prior.window_bytes * prior_voxels(block.read, block.fft) + prior.fixed_bytes
+    # A prior acts when the ratios have come back, which lie in the spectrum's memory.
+    prior_work = block.spectrum_bytes + prior.window_bytes * prior_voxels(block.read, block.fft)
+    prior_work += prior.slabs * slab_bytes + prior.fixed_bytes
     return (
         ("photons", n_data * contents.photon_bytes),
         ("weights", n_data * 4),
-        ("estimate, momentum, sensitivity", 3 * estimate_bytes),
+        # Each came back from a spectrum and keeps its memory.
+        ("estimate, momentum, sensitivity", 3 * block.spectrum_bytes),
         ("OTFs", contents.n_views * block.spectrum_bytes),
         (_WORK, max(transform_bytes, prior_work)),
     )

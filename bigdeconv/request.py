@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from bigdeconv.priors.weights import WcrrWeights
     from bigdeconv.storage.omezarr import VolumeInfo
 
-WCRR_WINDOW_BYTES, TV_WINDOW_BYTES = 28, 44
-"""Work of the steps in the prior per voxel: what goes from one to the next, the roots' terms, the gradient, and TV's differences
-and curvature."""
-
 
 def for_job(
     config: JobConfig, found: Inputs, kernels: dict[int, np.ndarray], model: WcrrWeights | None, shares: Shares
@@ -42,6 +38,7 @@ def for_job(
             input_itemsize=np.dtype(volume.dtype).itemsize,
             output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
             prior=_prior_memory(config.method, model, cuda=shares.cuda),
+            threads=shares.threads,
         ),
         budget_bytes=shares.budget_bytes,
         device_budget_bytes=shares.device_budget_bytes,
@@ -72,14 +69,16 @@ def for_volume(volume: VolumeInfo, request: Request, config: JobConfig) -> Reque
 
 
 def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
+    """Return what goes from one step in the prior to the next and the learned prior's gradient; all else comes in slabs.
+
+    A GPU, without slabs, also has the terms of the roots, and TV's differences and curvature, of the whole window.
+    """
     if method == "rl":
         return None
-    if model is None:
-        return PriorMemory(TV_WINDOW_BYTES)
     if cuda:
-        # The response, its ψ', what comes back, the library's work.
-        return PriorMemory(WCRR_WINDOW_BYTES, 4 * CHAIN_BYTES)
-    return PriorMemory(WCRR_WINDOW_BYTES, work_bytes(model.layers))
+        # Beside them the response, its ψ', what comes back, and the library's work.
+        return PriorMemory(44) if model is None else PriorMemory(28, fixed_bytes=4 * CHAIN_BYTES)
+    return PriorMemory(8, slabs=16) if model is None else PriorMemory(12, slabs=6, fixed_bytes=work_bytes(model.layers))
 
 
 def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:

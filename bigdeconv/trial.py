@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,12 +34,10 @@ WINDOW = (96, 104, 128)
 """Data window of the trial; with its PSF the transforms are 120, 120 and 144 long, neither the best nor the worst lengths."""
 LARGE_WINDOW = (176, 200, 200)
 """Another whose arrays, of 36 MB, are too large for the heaps in which glibc keeps what is freed."""
-ROWS = (140, 536)
-"""Lengths of rows between which the cost of the learned prior is compared."""
 SIGMA = 2.0
 """Of its PSF, in voxels."""
 ITERATIONS, LARGE_ITERATIONS = 3, 1
-_VERSION = 3
+_VERSION = 4
 """Raised when what is measured changes."""
 
 
@@ -84,18 +81,12 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
 
     tools = make_prior(_settings(subject, ITERATIONS), model)
     small = _rates(subject, photons, tools, ITERATIONS, repeats=2)
-    per_row = 0.0
-    if subject.method == "garl" and subject.device == "cpu":
-        # It goes tile by tile, whatever the size of the whole; the longer its rows, the fewer fit a tile.
-        assert tools is not None
-        per_row = _seconds_per_row_voxel(subject, tools)
-        small = replace(small, prior=max(small.prior - per_row * WINDOW[2], 0.0))
     wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *LARGE_WINDOW)).astype(np.float32)
+    # The learned prior goes tile by tile, whatever the size of the whole.
     large = _rates(subject, wide, tools if subject.method == "rltv" else None, LARGE_ITERATIONS, repeats=1)
     return Costs(
         small=small,
         large=large if subject.method == "rltv" else replace(large, prior=small.prior),
-        prior_row=per_row,
         prepare=prepared / counts.size,
         decode=decode,
         write=encode + finish / photons[0].size,
@@ -121,16 +112,6 @@ def _rates(subject: Subject, photons: np.ndarray, tools: Prior | None, iteration
         if subject.update == "convergent":
             prior *= prior_steps(tools, subject.n_views) / prior_steps(tools, views)
     return Rates(plain / ((iterations + 1) * (views + 1) * n_fft * math.log2(n_fft)), otfs / (views * n_fft), prior)
-
-
-def _seconds_per_row_voxel(subject: Subject, tools: Prior) -> float:
-    """Return what a voxel costs more in a row that is one voxel longer."""
-    short, long = (torch.rand((30, 66, n), device=subject.device) for n in ROWS)
-    clock = _clock(subject.device)
-    with torch.inference_mode():
-        times = [_mean_time(clock, partial(tools.gradient, rows)) / rows.numel() for rows in (short, long)]
-    steps = prior_steps(tools, subject.n_views) if subject.update == "convergent" else 1
-    return steps * max(times[1] - times[0], 0.0) / (ROWS[1] - ROWS[0])
 
 
 def _settings(subject: Subject, iterations: int) -> Settings:

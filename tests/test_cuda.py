@@ -52,7 +52,7 @@ def test_what_a_block_allocates_is_what_was_promised(method, edge, views, weight
     restore(photons, weights, blur, make_prior(settings, model), settings)
     peak = torch.cuda.max_memory_allocated() - before
     prior = _prior_memory(method, model if method == "garl" else None, cuda=True)
-    block = Extents(read, blur.estimate_shape, blur.fft_shape, read)
+    block = Extents(read, blur.fft_shape, read)
     promised = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
     assert peak <= promised
     assert promised < GIB or peak >= 0.7 * promised

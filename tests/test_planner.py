@@ -359,14 +359,15 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 5000))
-        block = Extents((10, 10, 10), (11, 12, 13), (12, 12, 16), (8, 8, 8))
-        real, spectrum = 4 * 11 * 12 * 13, 8 * 12 * 12 * 9
-        work = real + 200 * 12 * 12 * 16 + 5000
+        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 3, 5000), threads=2)
+        block = Extents((10, 10, 10), (12, 12, 16), (8, 8, 8))
+        spectrum = 8 * 12 * 12 * 9
+        slab = 2 * 2**19
+        work = spectrum + 200 * 12 * 12 * 16 + 3 * slab + 5000
         solver = {
             "photons": 2 * 1000 * 4,
             "weights": 2 * 1000 * 4,
-            "estimate, momentum, sensitivity": 3 * real,
+            "estimate, momentum, sensitivity": 3 * spectrum,
             "OTFs": 2 * spectrum,
             "FFT work, or the prior's": work,
         }
@@ -379,14 +380,20 @@ class TestCosts:
         assert dict(worker_terms(contents, block)) == {"process": PROCESS_BYTES} | solver | gaps | beside
         photons = {"photons and weights, two blocks": 2 * 2 * 1000 * 9}
         assert dict(host_terms(contents, block)) == {"process": CUDA_PROCESS_BYTES} | photons | beside
-        assert dict(device_terms(contents, block)) == solver | {"FFT library": spectrum}
+        on_device = {"FFT work, or the prior's": work - 3 * slab, "FFT library": spectrum}
+        assert dict(device_terms(contents, block)) == solver | on_device
 
         plain = replace(contents, prior=None)
-        planes = spectrum * 11 // 12
-        assert dict(worker_terms(plain, block))["FFT work, or the prior's"] == 2 * spectrum + planes
+        planes = spectrum * 10 // 12
+        assert dict(worker_terms(plain, block))["FFT work, or the prior's"] == 2 * spectrum + planes + 5 * slab
         single = replace(plain, n_views=1)
-        assert dict(worker_terms(single, block))["FFT work, or the prior's"] == spectrum + planes
+        assert dict(worker_terms(single, block))["FFT work, or the prior's"] == spectrum + 5 * slab
         assert dict(device_terms(single, block))["FFT work, or the prior's"] == 4 * spectrum + 4 * 12 * 12 * 16
+
+    def test_a_slab_is_a_plane_where_planes_are_large(self):
+        block = Extents((20, 800, 900), (20, 800, 900), (8, 8, 8))
+        spectrum = 8 * 20 * 800 * 451
+        assert dict(worker_terms(Contents(), block))["FFT work, or the prior's"] == spectrum + 5 * spectrum // 20
 
     def test_a_gpu_has_a_budget_of_its_own(self):
         """The larger of the two blocks that the host has room for does not fit the device."""
@@ -400,7 +407,7 @@ class TestCosts:
 
     def test_heaps_keep_so_much_of_large_arrays_and_no_more(self):
         cubes = [(n, 256, 256) for n in (64, 128, 256)]
-        kept = [dict(worker_terms(Contents(), Extents(cube, cube, cube, (8, 8, 8))))["kept in heaps"] for cube in cubes]
+        kept = [dict(worker_terms(Contents(), Extents(cube, cube, (8, 8, 8))))["kept in heaps"] for cube in cubes]
         assert kept == [32 * 64 * 256**2, 4 * HEAP_BYTES, 4 * HEAP_BYTES]
 
     @given(shape=triples(20, 48), blend=triples(1, 4), core=st.sampled_from([(8, 8, 8), (8, 12, 16)]))

@@ -45,7 +45,10 @@ class TotalVariation:
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x)``, ``z y x``."""
-        return torch.cat([gradient for _, gradient, _ in self.parabolas(x)])
+        whole = torch.empty_like(x)
+        for planes, gradient, _ in self.parabolas(x):
+            whole[planes] = gradient
+        return whole
 
     def parabolas(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield planes, ``∇R(x)`` and the curvature there: ``2 Σ s²/sqrt(|Dx|² + ε)`` over the differences of a voxel.
