@@ -109,7 +109,7 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
 
 
-def make_recipe(case: Case, folder: Path, iterations: int = 1):
+def make_recipe(case: Case, folder: Path, iterations: int = 2):
     """Write the input and make the recipe of a job with two blocks."""
     from bigdeconv import halo, job, planner, trial
     from bigdeconv.config import make_config
