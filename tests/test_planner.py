@@ -291,8 +291,8 @@ class TestCosts:
         """Four units per FFT voxel, two per voxel of the prior, three per decoded one, five per written one, seven per block."""
         plan = make_plan(simple(timepoints=(0, 1)))
         n_fft = math.prod(plan.fft_shape)
-        rates = Rates(transform=4 / (3 * 2 * math.log2(n_fft)), otf=11.0, prior=0.5)
-        costs = Costs(rates, Rates(), 0.5 / plan.read_shape[2], prepare=0.0, decode=3.0, write=5.0, block=7.0)
+        rates = Rates(transform=4 / (3 * 2 * math.log2(n_fft)), otf=11.0, prior=1.0)
+        costs = Costs(rates, Rates(), prepare=0.0, decode=3.0, write=5.0, block=7.0)
         grown = math.prod(min(r + 12, f) / r for r, f in zip(plan.read_shape, plan.fft_shape, strict=True))
         amplified = (
             4 * plan.compute_amplification + 2 * grown * plan.read_amplification + 3 * plan.decode_amplification + 5
