@@ -14,9 +14,9 @@ pytestmark = pytest.mark.cluster
     [
         # Small arrays leave gaps in heaps.
         Case((64,) * 3, (4.0,) * 3, "garl", views=4),
-        # The tightest of the grid, every term in use.
+        # Every term in use.
         Case((192,) * 3, (2.0,) * 3, "rl", dtype="float32", output="float32", holes=True),
-        # Of those above 1 GiB the one that promises most in vain.
+        # Above 1 GiB, where much in vain is a fault too, with a prior.
         Case((192,) * 3, (2.0,) * 3, "rltv"),
     ],
     ids=str,
