@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,20 @@ class _RecipePlugin(WorkerPlugin):
         tasks.RECIPES.pop(self._recipes[0].token, None)
 
 
+def _start_quiet_resource_tracker() -> None:
+    """Start what removes the semaphores of workers that were stopped in mid-block, but warns of nothing when it does."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 def _local_cluster(local: LocalWorkers) -> SpecCluster:
+    _start_quiet_resource_tracker()
     logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)
     scheduler = {
         "cls": Scheduler,
