@@ -37,7 +37,7 @@ BACKGROUND_SHARE = 0.05
 """Background as a share of them; the less, the further an error reaches, by a fifth from a half down to a fiftieth."""
 SMOOTHNESS = 1.5
 """Standard deviation of the slab's texture, in voxels."""
-_VERSION = 5
+_VERSION = 6
 """Raised when the same problem would be measured otherwise, by other numerics too."""
 _MARGIN = 10.0
 """How far below the tolerance a curve is followed: what the FFT's rounding adds to a halo makes the error that much smaller."""
