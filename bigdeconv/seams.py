@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SAFETY = 5.0
+SAFETY = 3.0
 """A halo is chosen for the tolerance divided by this: calibrated on synthetic slabs and with a likely strength of the prior, it
 must hold for what data there are and the strength that they choose.  Of 27 jobs the worst had four times the error predicted."""
 
