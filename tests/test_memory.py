@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
         # Every term in use.
         Case((192,) * 3, (2.0,) * 3, "rl", dtype="float32", output="float32", holes=True),
         # Above 1 GiB, where much in vain is a fault too, with a prior.
-        Case((192,) * 3, (2.0,) * 3, "rltv"),
+        Case((256,) * 3, (0.0,) * 3, "rltv"),
     ],
     ids=str,
 )
