@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAFETY = 3.0
 """A halo is chosen for the tolerance divided by this: calibrated on synthetic slabs and with a likely strength of the prior, it
-must hold for what data there are and the strength that they choose.  Of 27 jobs the worst had four times the error predicted."""
+must hold for what data there are and the strength that they choose: errors of up to four times the predicted ones were seen."""
 
 
 @dataclass(frozen=True, slots=True)
