@@ -79,6 +79,8 @@ def measure(case: Case) -> tuple[int, int]:
         "OMP_NUM_THREADS": "1",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # as the workers have it
     }
+    # What Dask has put into the environment of a process that once started a worker; ours do without.
+    environment.pop("MALLOC_TRIM_THRESHOLD_", None)
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--measure", json.dumps(asdict(case))]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
