@@ -101,11 +101,6 @@ class Outline:
         """What is stored, as numpy names it."""
         return request.output_dtype(self.config, self.volume)
 
-    @property
-    def halo(self) -> tuple[int, int, int]:
-        """Halo of the plan, z y x."""
-        return self.plan.halo
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -247,7 +242,7 @@ def prepare(outline: Outline) -> Job:
         # As a worker computes: more threads than that make small windows crawl beside other work.
         with cpu_threads(outline.threads):
             calibrations[channel], settings[channel] = calibration.calibrate(
-                sampling, draft, outline.model, given, outline.halo
+                sampling, draft, outline.model, given, outline.plan.halo
             )
     return Job(outline, settings, calibrations)
 
