@@ -34,7 +34,7 @@ from bigdeconv.storage.output import LevelSpec, OutputSpec
 if TYPE_CHECKING:
     from bigdeconv.storage.ledger import Ledger
 
-NUMERICS_VERSION = 6
+NUMERICS_VERSION = 7
 """Raised whenever the same input and settings give other numbers than before."""
 _NOT_NUMBERS = {"input", "output", "psf", "model", "memory", "workers", "scheduler", "schema_version", "seam_probes"}
 """Settings that do not decide the numbers, or that do so by what they name."""

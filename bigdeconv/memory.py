@@ -34,6 +34,8 @@ class PriorMemory:
     """Slabs that are in memory at once."""
     fixed_bytes: int = 0
     """Work whatever the block."""
+    process_bytes: int = 0
+    """What its code stays with once it has run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def worker_terms(contents: Contents, block: Extents) -> Terms:
     kept = 4 * HEAP_BYTES
     if 4 * math.prod(block.read) < HEAP_BYTES:
         kept = max(2 * PREPARING_BYTES * math.prod(block.read), 3 * dict(solver)[_WORK] // 4)
-    return ("process", PROCESS_BYTES), *solver, ("kept in heaps", kept), *_terms_beside(contents, block)
+    process = PROCESS_BYTES + (contents.prior.process_bytes if contents.prior else 0)
+    return ("process", process), *solver, ("kept in heaps", kept), *_terms_beside(contents, block)
 
 
 def host_terms(contents: Contents, block: Extents) -> Terms:

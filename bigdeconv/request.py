@@ -12,7 +12,8 @@ from bigdeconv.deconvolution import DEFAULT_ITERATIONS
 from bigdeconv.geometry import triple
 from bigdeconv.memory import Contents, PriorMemory
 from bigdeconv.planner import Request
-from bigdeconv.priors.filters import CHAIN_BYTES, work_bytes
+from bigdeconv.priors.filters import CHAIN_BYTES
+from bigdeconv.priors.segments import COMPILER_BYTES, work_bytes
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
@@ -37,7 +38,7 @@ def for_job(
             n_views=found.n_views,
             input_itemsize=np.dtype(volume.dtype).itemsize,
             output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
-            prior=_prior_memory(config.method, model, cuda=shares.cuda),
+            prior=_prior_memory(config.method, model, cuda=shares.cuda, threads=shares.threads),
             threads=shares.threads,
         ),
         budget_bytes=shares.budget_bytes,
@@ -68,7 +69,7 @@ def for_volume(volume: VolumeInfo, request: Request, config: JobConfig) -> Reque
     )
 
 
-def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> PriorMemory | None:
+def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool, threads: int) -> PriorMemory | None:
     """Return what goes from one step in the prior to the next and the learned prior's gradient; all else comes in slabs.
 
     A GPU, without slabs, also has the terms of the roots, and TV's differences and curvature, of the whole window.
@@ -78,7 +79,9 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool) -> Prio
     if cuda:
         # Beside them the response, its ψ', what comes back, and the library's work.
         return PriorMemory(44) if model is None else PriorMemory(28, fixed_bytes=4 * CHAIN_BYTES)
-    return PriorMemory(8, slabs=16) if model is None else PriorMemory(12, slabs=6, fixed_bytes=work_bytes(model.layers))
+    if model is None:
+        return PriorMemory(8, slabs=16)
+    return PriorMemory(12, slabs=6, fixed_bytes=threads * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
 
 
 def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:

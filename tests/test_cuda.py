@@ -51,7 +51,7 @@ def test_what_a_block_allocates_is_what_was_promised(method, edge, views, weight
     blur = make_blur(np.stack([psf.gaussian((2.0,) * 3)] * views), read, settings)
     restore(photons, weights, blur, make_prior(settings, model), settings)
     peak = torch.cuda.max_memory_allocated() - before
-    prior = _prior_memory(method, model if method == "garl" else None, cuda=True)
+    prior = _prior_memory(method, model if method == "garl" else None, cuda=True, threads=1)
     block = Extents(read, blur.fft_shape, read)
     promised = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
     assert peak <= promised

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bigdeconv.priors.filters import Chain, Filters, Segments, impulse_response
+from bigdeconv.priors.filters import Chain, Filters, Potential, impulse_response
 from bigdeconv.priors.slabs import slabs
 
 if TYPE_CHECKING:
@@ -60,49 +60,41 @@ class Wcrr:
     ) -> None:
         *inner, last = (torch.tensor(layer, dtype=torch.float64) for layer in weights.layers)
         self._alpha = torch.tensor(scaling(weights, sigma), dtype=torch.float64)
-        make = filters or (Segments if torch.device(device).type == "cpu" else Chain)
-        layers = [*inner, last / math.sqrt(weights.lambda_max)]
-        self._filters = make(layers, self._alpha, dtype=dtype, device=device)
-        self._mu = min(math.exp(weights.log_mu), mu_max)
-        self._beta = weights.beta
-        self._gamma = min(abs(weights.gamma), 1.0)
+        self._layers = [*inner, last / math.sqrt(weights.lambda_max)]
+        make = filters or _filters(torch.device(device))
+        self._filters = make(self._layers, self._alpha, dtype=dtype, device=device)
+        self._potential = _potential(weights, mu_max)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x) = Wᵀ(ψ'(αWx)/α)``, ``z y x``."""
-        return self._filters.apply(x, self._potential_derivative_)
+        return self._filters.apply(x, self._potential)
 
     def value(self, x: Tensor) -> float:
         """Return ``R(x)``."""
+        inverse_square = (self._alpha**-2).to(x.device)
         total = 0.0
-        for channels, response in self._filters.responses(x):
-            inverse_square = (self._alpha[channels] ** -2).to(x)
-            potential = self._potential(response).reshape(len(inverse_square), -1).sum(dim=1, dtype=torch.float64)
-            total += float((potential * inverse_square).sum())
+        for response in Chain(self._layers, self._alpha, dtype=x.dtype, device=x.device).responses(x):
+            by_channel = self._potential.value(response).flatten(1).sum(1, dtype=torch.float64)
+            total += float((by_channel * inverse_square).sum())
         return total
 
     def parabolas(self, x: Tensor) -> Iterator[tuple[slice, Tensor, float]]:
         """Yield planes, ``∇R(x)`` there, and as curvature μ: ψ' rises no faster, and ``λ_max(WᵀW) = 1``."""
         gradient = self.gradient(x)
         for planes in slabs(x):
-            yield planes, gradient[planes], max(self._mu, self._gamma)
+            yield planes, gradient[planes], max(self._potential.mu, self._potential.gamma)
 
-    def _potential_derivative_(self, t: Tensor) -> Tensor:
-        """``ψ'(t) = sign(t)·max(0, min(μ|t|, β − γ|t|))`` as two clipped lines, overwriting ``t``."""
-        knee, end = self._corners()
-        rising = t.clamp(-knee, knee).mul_(self._mu + self._gamma)
-        return rising.sub_(t.clamp_(-end, end), alpha=self._gamma)
 
-    def _potential(self, t: Tensor) -> Tensor:
-        """``ψ(t)``, the integral of ``ψ'`` from 0."""
-        mu, beta, gamma = self._mu, self._beta, self._gamma
-        knee, end = self._corners()
-        size = t.abs().clamp_(max=end)
-        falling = mu * knee**2 / 2 + beta * (size - knee) - gamma * (size**2 - knee**2) / 2
-        return torch.where(size < knee, mu * size**2 / 2, falling)
+def _potential(weights: WcrrWeights, mu_max: float = math.inf) -> Potential:
+    return Potential(min(math.exp(weights.log_mu), mu_max), weights.beta, min(abs(weights.gamma), 1.0))
 
-    def _corners(self) -> tuple[float, float]:
-        """Where ψ' starts to fall and where it is back at 0."""
-        return self._beta / (self._mu + self._gamma), self._beta / self._gamma if self._gamma > 0 else math.inf
+
+def _filters(device: torch.device) -> Callable[..., Filters]:
+    if device.type != "cpu":
+        return Chain
+    from bigdeconv.priors.segments import Segments  # with its compiler, which nothing else has use for
+
+    return Segments
 
 
 def scaling(weights: WcrrWeights, sigma: float) -> np.ndarray:
@@ -117,8 +109,8 @@ def scaling(weights: WcrrWeights, sigma: float) -> np.ndarray:
 
 def potential(weights: WcrrWeights, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``ψ(t)`` and ``ψ'(t)``, the same for every channel and noise level."""
-    prior = Wcrr(weights, sigma=weights.sigma_default, dtype=t.dtype)
-    return prior._potential(t), prior._potential_derivative_(t.clone())
+    ours = _potential(weights)
+    return ours.value(t), ours.derivative_(t.clone())
 
 
 def fourier_lambda_max(layers: Sequence[np.ndarray], n: int = 64) -> float:

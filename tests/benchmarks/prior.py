@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bigdeconv import models
 from bigdeconv.deconvolution import MU_MAX
 from bigdeconv.geometry import ceil_div
-from bigdeconv.priors.filters import Chain, Segments, products_per_segment, reach
+from bigdeconv.priors.filters import Chain, reach
+from bigdeconv.priors.segments import Segments, products_per_segment
 from bigdeconv.priors.wcrr import Wcrr
 from tests.benchmarks.measure import cheapest, random_volume
 

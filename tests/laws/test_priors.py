@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bigdeconv.priors.filters import Chain, Segments
+from bigdeconv.deconvolution import cpu_threads
+from bigdeconv.priors.filters import Chain, Potential
+from bigdeconv.priors.segments import Segments
 from bigdeconv.priors.tv import TotalVariation
 from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
 from bigdeconv.priors.weights import WcrrWeights
@@ -99,8 +101,8 @@ def test_learned_prior_follows_the_splines(sigma):
         partial(Chain, limit_bytes=1),
         partial(Chain, limit_bytes=1_200),
         partial(Chain, limit_bytes=20_000),
-        partial(Segments, positions=1),
-        partial(Segments, positions=4, depth=3),
+        partial(Segments, segments=1),
+        partial(Segments, segments=4, depth=3),
     ],
 )
 def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, shape):
@@ -112,12 +114,40 @@ def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, 
     assert other.value(tensor(x)) == pytest.approx(default.value(tensor(x)), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("taps", "shape"),
+    [
+        ((7, 7, 7), (9, 40, 61)),  # more segments in a plane than are taken at a time
+        ((3, 9, 4), (5, 23, 40)),
+        ((1, 15, 1), (2, 33, 37)),
+        ((2, 1, 23), (4, 3, 90)),  # more taps beyond the first than positions in a segment
+    ],
+)
+def test_segments_are_the_convolutions_for_filters_of_any_extent(taps, shape):
+    rng = np.random.default_rng(8)
+    layers = [tensor(rng.normal(size=(3, 1, *taps))), tensor(rng.normal(size=(10, 3, 1, 1, 1)))]
+    alpha, x = tensor(rng.uniform(0.5, 2, 10)), tensor(rng.normal(size=shape))
+    potential = Potential(10.0, 2.0, 1.2)
+    one, other = (
+        kind(layers, alpha, dtype=x.dtype, device="cpu").apply(x, potential).numpy() for kind in (Segments, Chain)
+    )
+    assert oracle.relative(one, other) < 1e-12
+
+
+def test_segments_do_not_depend_on_the_number_of_threads():
+    prior, x = learned(oracle.random_prior(6), filters=partial(Segments, segments=4, depth=3)), volume(6, (17, 14, 12))
+    with cpu_threads(1):
+        one = gradient(prior, x)
+    with cpu_threads(3):
+        np.testing.assert_allclose(gradient(prior, x), one, rtol=0, atol=1e-15 * np.abs(one).max())
+
+
 @pytest.mark.parametrize("limit_bytes", [1_500, 20_000])
 def test_slabs_keep_to_their_limit(limit_bytes):
     """Rows of 8 valid positions, 6 channels, 8 bytes: 384; a plane has 10 rows."""
     layers = [torch.tensor(layer) for layer in oracle.random_prior(6, channels=(1, 2, 6)).layers]
     filters = Chain(layers, torch.ones(6), dtype=torch.float64, device="cpu", limit_bytes=limit_bytes)
-    sizes = [response.nbytes for _, response in filters.responses(tensor(volume(6, (17, 14, 12))))]
+    sizes = [response.nbytes for response in filters.responses(tensor(volume(6, (17, 14, 12))))]
     assert max(sizes) <= limit_bytes < 2 * max(sizes)
     assert sum(sizes) == 13 * 10 * 384
 

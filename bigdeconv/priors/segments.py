@@ -1,0 +1,172 @@
+"""The filters of the learned prior by short transforms along x, for a CPU.
+
+* The chain of linear layers is one filter per channel, some 7×7×7 taps wide.
+* A row is cut into segments that overlap by the reach of the filter.  Along x a short Fourier transform turns the 7 taps of the
+  18 positions of a segment, 126 products, into 35: three real ones per complex frequency.
+* The transforms of so short segments are small real matrices.  In the order ``point, channel, segment`` the product of one
+  reads what the one before wrote: nothing is transposed, and the step between them, elementwise, does not care for the order.
+* What is left is, per point, a matrix of ``channels × taps`` times one of ``taps × segments``, whose rows are windows on the
+  points of a few planes.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import pad
+
+from bigdeconv.geometry import ceil_div, triple
+from bigdeconv.priors import compiled
+from bigdeconv.priors.filters import impulse_response, reach, tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from bigdeconv.geometry import Box, Triple
+    from bigdeconv.priors.filters import Potential
+
+SEGMENTS = 240
+"""Segments of a plane of a tile, if that is enough for a row."""
+DEPTH = 24
+"""Planes of a tile."""
+COMPILER_BYTES = 160 * 2**20
+"""Resident memory of Numba and what it has compiled."""
+
+
+class Segments:
+    """The whole chain as one filter per channel, by real matrix products between transformed segments of rows.
+
+    Parameters
+    ----------
+    layers
+        Kernels ``out in z y x`` of the chain, divided by the norm, float64.
+    alpha
+        Scaling per channel.
+    dtype, device
+        Where and how to compute.
+    segments, depth
+        Size of a tile: segments of a plane, if that is enough for a row, and planes.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Tensor],
+        alpha: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        segments: int = SEGMENTS,
+        depth: int = DEPTH,
+    ) -> None:
+        self._reach = reach(layers)
+        ahead, of_filter, back = _products(_segment_length(self._reach[2]))
+        kernels = impulse_response(layers).flip(1, 2, 3)
+        filters = torch.einsum("pt,czyt->pczy", of_filter[:, : kernels.shape[3]], kernels)
+        # Points and channels of zeros make their numbers round.
+        more_points, more_channels = -len(ahead) % compiled.POINTS, -len(alpha) % compiled.CHANNELS
+        filters = pad(filters, (0, 0, 0, 0, 0, more_channels, 0, more_points))
+        ahead, back = (pad(matrix, (0, 0, 0, more_points)) for matrix in (ahead, back))
+        column = pad(alpha, (0, more_channels), value=1.0)[:, None, None]
+        self._inward = (filters * column).to(device, dtype).numpy()
+        self._outward = (filters / column).to(device, dtype).numpy()
+        self._ahead = ahead.to(device, dtype)
+        self._back = back[:, : compiled.STRIDE].to(device, dtype).contiguous().numpy()
+        self._segments, self._depth = segments, depth
+
+    def apply(self, x: Tensor, potential: Potential) -> Tensor:
+        """Return ``Wᵀψ'(αWx)/α``."""
+        total, tiles, threads = torch.zeros_like(x), list(self._tiles(x.shape)), torch.get_num_threads()
+        through_filters = partial(self._through_filters, potential=potential)
+        with ThreadPoolExecutor(threads) as pool:
+            # What comes back is added in the order of the tiles: the sums do not depend on the number of threads.
+            for first in range(0, len(tiles), threads):
+                some = tiles[first : first + threads]
+                planes = [self._transformed(x[tile.slices]) for tile in some]
+                for tile, points in zip(some, pool.map(through_filters, planes, some), strict=True):
+                    total[tile.slices] += self._transformed_adjoint(points, tile.shape)
+        return total
+
+    def _through_filters(self, planes: Tensor, tile: Box, *, potential: Potential) -> Tensor:
+        """Return what a tile's points become by the filters, ψ' and the adjoint of the filters."""
+        (_, rows, n), row = self._valid(tile.shape), self._row(tile.shape)
+        last = n - (row - 1) * compiled.STRIDE
+        filters = (self._inward, self._outward, self._back)
+        return torch.from_numpy(compiled.gradient(planes.numpy(), *filters, row, rows * row, last, potential.clips))
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        """Return the segments as factors of the products, ``point z y·segment``, with spare rows at the end of a plane."""
+        (n_points, length), row = self._ahead.shape, self._row(x.shape)
+        spare = ceil_div(-row * self._valid(x.shape)[1] % compiled.SEGMENTS, row)
+        padded = pad(x, (0, (row - 1) * compiled.STRIDE + length - x.shape[2], 0, spare))
+        segments = padded.unfold(2, length, compiled.STRIDE).reshape(-1, length)
+        return (self._ahead @ segments.t()).view(n_points, x.shape[0], -1)
+
+    def _transformed_adjoint(self, points: Tensor, shape: Triple) -> Tensor:
+        """Return a tile in which the segments, where they overlap, have been added up."""
+        length, row, stride = self._ahead.shape[1], self._row(shape), compiled.STRIDE
+        segments = (points.flatten(1).t() @ self._ahead).view(shape[0], -1, row, length)
+        rows = points.new_zeros(*segments.shape[:2], (row - 1) * stride + length)
+        for start in range(0, length, stride):
+            part = segments[..., start : start + stride]
+            rows[..., start:].unfold(2, part.shape[3], stride)[:, :, :row].add_(part)
+        return rows[:, : shape[1], : shape[2]]
+
+    def _row(self, shape: Sequence[int]) -> int:
+        """Return the segments of a row."""
+        return ceil_div(self._valid(shape)[2], compiled.STRIDE)
+
+    def _valid(self, shape: Sequence[int]) -> Triple:
+        """Return the extent of the positions whose taps all lie inside."""
+        return triple(n - r for n, r in zip(shape, self._reach, strict=True))
+
+    def _tiles(self, shape: Sequence[int]) -> Iterator[Box]:
+        yield from tiles(self._valid(shape), self._reach, (self._depth, self._segments // max(self._row(shape), 1)))
+
+
+def _segment_length(reach_x: int) -> int:
+    """Return the voxels of a segment, an even number."""
+    return compiled.STRIDE + reach_x + reach_x % 2
+
+
+def _products(length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices of a circular correlation of an even length by real products, ``point x`` each, float64.
+
+    ``Σ_t w(t) s(x + t) = back.T @ (of_filter @ w * (ahead @ s))``, and ``ahead.T @ (of_filter @ w * (back @ r))`` is its adjoint.
+    A point is a real product: one where the spectrum is real, three where it is complex (Gauss).  With cosine and sine parts
+    ``a, b`` of ``s`` and ``c, d`` of ``w`` the product of the spectra is ``(ca + db) + i(da − cb)``; its parts come from
+    ``ca``, ``db`` and ``(c − d)(a + b)``.
+    """
+    half = length // 2
+    frequency, x = torch.arange(half + 1)[:, None], torch.arange(length)
+    angle = (frequency * x % length).to(torch.float64) * (2 * math.pi / length)
+    cos, sin = angle.cos(), angle.sin()
+    share = torch.full((half + 1, 1), 2 / length, dtype=torch.float64)
+    share[[0, half]] = 1 / length
+
+    def stacked(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        return torch.cat([first, second[1:half], third[1:half]])
+
+    back = stacked(*(part * share for part in (cos - sin, cos + sin, sin)))
+    return stacked(cos, sin, cos + sin), stacked(cos, sin, cos - sin), back
+
+
+def products_per_segment(reach_x: int) -> tuple[int, int]:
+    """Return the real products that `Segments` takes per segment and tap in z and y, and the positions they serve."""
+    return 3 * _segment_length(reach_x) // 2 - 1, compiled.STRIDE
+
+
+def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> int:
+    """Return the memory in bytes of a tile of `Segments` in float32, for rows of up to `SEGMENTS` segments."""
+    n_channels, (rz, ry, rx) = layers[-1].shape[0], reach(layers)
+    n_points, stride = products_per_segment(rx)
+    # Of a segment its points there and back, and twice its voxels.
+    planes = (DEPTH + rz) * SEGMENTS * (ry + 2) * 2 * (n_points + _segment_length(rx))
+    filters = 2 * (rz + 1) * (ry + 1) * n_points
+    return 4 * (planes + n_channels * (filters + compiled.SEGMENTS * (n_points + stride)))
