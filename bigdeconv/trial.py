@@ -81,7 +81,8 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
 
     tools = make_prior(_settings(subject, ITERATIONS), model)
     if tools is not None:
-        tools.gradient(torch.zeros(16, 16, 16, device=subject.device))  # what is compiled once in a process is no block's cost
+        # What is compiled once in a process is no block's cost.
+        tools.gradient(torch.zeros(16, 16, 16, device=subject.device))
     small = _rates(subject, photons, tools, ITERATIONS, repeats=2)
     wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *LARGE_WINDOW)).astype(np.float32)
     # The learned prior goes tile by tile, whatever the size of the whole.
