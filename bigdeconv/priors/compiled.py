@@ -100,7 +100,7 @@ _sums_of_channels, _sums_of_positions, _sums_of_points = _sums(CHANNELS), _sums(
 _add_to_rows, _add_to_row = _sums(_TAPS, add=True), _sums(1, add=True)
 
 
-@numba.njit(nogil=True, fastmath=True)
+@numba.njit(nogil=True, fastmath={"nnan", "nsz", "contract"})
 def gradient(
     planes: np.ndarray,
     inward: np.ndarray,

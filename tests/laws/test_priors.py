@@ -123,11 +123,12 @@ def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, 
         ((2, 1, 23), (4, 3, 90)),  # more taps beyond the first than positions in a segment
     ],
 )
-def test_segments_are_the_convolutions_for_filters_of_any_extent(taps, shape):
+@pytest.mark.parametrize("gamma", [0.0, 1.2])
+def test_segments_are_the_convolutions_for_filters_of_any_extent(taps, shape, gamma):
     rng = np.random.default_rng(8)
     layers = [tensor(rng.normal(size=(3, 1, *taps))), tensor(rng.normal(size=(10, 3, 1, 1, 1)))]
     alpha, x = tensor(rng.uniform(0.5, 2, 10)), tensor(rng.normal(size=shape))
-    potential = Potential(10.0, 2.0, 1.2)
+    potential = Potential(10.0, 2.0, gamma)
     one, other = (
         kind(layers, alpha, dtype=x.dtype, device="cpu").apply(x, potential).numpy() for kind in (Segments, Chain)
     )
