@@ -292,7 +292,7 @@ def description(document: Document) -> dict[str, Any]:
         "settings": document.config.model_dump(mode="json", exclude=hidden),
         "channels": channels,
         "versions": {"python": platform.python_version()}
-        | {n: version(n) for n in ("bigdeconv", "numpy", "torch", "zarr")},
+        | {n: version(n) for n in ("bigdeconv", "numba", "numpy", "torch", "zarr")},
     }
 
 

@@ -35,7 +35,7 @@ class PriorMemory:
     fixed_bytes: int = 0
     """Work whatever the block."""
     process_bytes: int = 0
-    """What its code stays with once it has run."""
+    """Resident memory of its compiler and what that has compiled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from bigdeconv.geometry import triple
 from bigdeconv.memory import Contents, PriorMemory
 from bigdeconv.planner import Request
 from bigdeconv.priors.filters import CHAIN_BYTES
-from bigdeconv.priors.segments import COMPILER_BYTES, work_bytes
 
 if TYPE_CHECKING:
     from bigdeconv.config import JobConfig
@@ -38,7 +37,9 @@ def for_job(
             n_views=found.n_views,
             input_itemsize=np.dtype(volume.dtype).itemsize,
             output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
-            prior=_prior_memory(config.method, model, cuda=shares.cuda, threads=shares.threads),
+            prior=_prior_memory(
+                config.method, model, cuda=shares.cuda, threads=None if config.scheduler else shares.threads
+            ),
             threads=shares.threads,
         ),
         budget_bytes=shares.budget_bytes,
@@ -69,10 +70,11 @@ def for_volume(volume: VolumeInfo, request: Request, config: JobConfig) -> Reque
     )
 
 
-def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool, threads: int) -> PriorMemory | None:
+def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool, threads: int | None) -> PriorMemory | None:
     """Return what goes from one step in the prior to the next and the learned prior's gradient; all else comes in slabs.
 
-    A GPU, without slabs, also has the terms of the roots, and TV's differences and curvature, of the whole window.
+    A GPU, without slabs, also has the terms of the roots, and TV's differences and curvature, of the whole window.  How many
+    cores the workers of a running cluster have is not known: ``threads`` is None.
     """
     if method == "rl":
         return None
@@ -81,7 +83,14 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool, threads
         return PriorMemory(44) if model is None else PriorMemory(28, fixed_bytes=4 * CHAIN_BYTES)
     if model is None:
         return PriorMemory(8, slabs=16)
-    return PriorMemory(12, slabs=6, fixed_bytes=threads * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
+    from bigdeconv.priors.segments import (  # with Numba, which nothing else has use for
+        COMPILER_BYTES,
+        MOST_TILES,
+        work_bytes,
+    )
+
+    tiles = min(threads or MOST_TILES, MOST_TILES)
+    return PriorMemory(12, slabs=6, fixed_bytes=tiles * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
 
 
 def _costs(config: JobConfig, model: WcrrWeights | None, n_views: int, shares: Shares) -> Costs:

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,7 +58,14 @@ class Subject:
 def measure(subject: Subject, model: WcrrWeights | None) -> Costs:
     """Return what a block costs here: CPU time, or a GPU's time; remembered on disk, as measuring it takes seconds."""
     # Another library or machine has costs of its own.
-    machine = (platform.node(), platform.processor(), os.cpu_count(), torch.__version__, np.__version__)
+    machine = (
+        platform.node(),
+        platform.processor(),
+        os.cpu_count(),
+        torch.__version__,
+        np.__version__,
+        version("numba"),
+    )
     digest = hashlib.sha256(repr((_VERSION, machine, subject)).encode()).hexdigest()[:24]
     return remembered(f"costs-{digest}", lambda: asdict(_measure(subject, model)), _parsed)
 
@@ -80,9 +88,10 @@ def _costs(subject: Subject, model: WcrrWeights | None) -> Costs:
     decode, encode = codec_seconds()
 
     tools = make_prior(_settings(subject, ITERATIONS), model)
-    if tools is not None:
+    if subject.method == "garl" and subject.device == "cpu":
         # What is compiled once in a process is no block's cost.
-        tools.gradient(torch.zeros(16, 16, 16, device=subject.device))
+        assert tools is not None
+        tools.gradient(torch.zeros(WINDOW))
     small = _rates(subject, photons, tools, ITERATIONS, repeats=2)
     wide = np.random.default_rng(0).uniform(0.0, 40.0, (1, *LARGE_WINDOW)).astype(np.float32)
     # The learned prior goes tile by tile, whatever the size of the whole.
@@ -139,7 +148,7 @@ def _clock(device: str) -> Callable[[], float]:
 
 
 def _mean_time(clock: Callable[[], float], action: Callable[[], object], repeats: int = 2) -> float:
-    """Return the time of an action, the first time included: a block finds nothing warm either."""
+    """Return the time of an action, the first time included: a block finds few arrays warm either."""
     started = clock()
     for _ in range(repeats):
         action()

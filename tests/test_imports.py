@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "dask", "distributed", "zarr", "numpy", "scipy"}
+HEAVY = {"torch", "dask", "distributed", "zarr", "numpy", "scipy", "numba", "llvmlite"}
 
 
 def loaded_by(code):
@@ -40,6 +40,12 @@ def test_nothing_heavy_is_loaded(code):
 def test_planning_needs_the_standard_library_alone():
     third_party = loaded_by("import bigdeconv.planner") - loaded_by("pass") - set(sys.stdlib_module_names)
     assert third_party == {"bigdeconv"}
+
+
+def test_the_compiler_comes_with_the_prior_that_needs_it():
+    modules = loaded_by("import bigdeconv.pipeline, bigdeconv.engine.block")
+    assert "torch" in modules
+    assert modules & {"numba", "llvmlite"} == set()
 
 
 def test_the_probe_sees_what_is_loaded():

@@ -359,7 +359,7 @@ class TestCosts:
         assert plans[0].n_blocks > 1
 
     def test_memory_terms_by_hand(self):
-        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 8, 5000), threads=2)
+        contents = Contents(2, input_itemsize=2, output_itemsize=4, prior=PriorMemory(200, 8, 5000, 300), threads=2)
         block = Extents((10, 10, 10), (12, 12, 16), (8, 8, 8))
         spectrum = 8 * 12 * 12 * 9
         slab = 2 * 2**19
@@ -377,7 +377,7 @@ class TestCosts:
             "last block: core, rims, levels, codecs": 512 * 20,
         }
         gaps = {"kept in heaps": work * 3 // 4}
-        assert dict(worker_terms(contents, block)) == {"process": PROCESS_BYTES} | solver | gaps | beside
+        assert dict(worker_terms(contents, block)) == {"process": PROCESS_BYTES + 300} | solver | gaps | beside
         photons = {"photons and weights, two blocks": 2 * 2 * 1000 * 9}
         assert dict(host_terms(contents, block)) == {"process": CUDA_PROCESS_BYTES} | photons | beside
         on_device = {"FFT work, or the prior's": work - 8 * slab, "FFT library": spectrum}

@@ -8,6 +8,7 @@ what follows from them stays in the cache until it has been added to the result.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 _WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 _LANES, _VECTORS = (16, 3) if _WIDE else (8, 1)
-"""Elements of a vector, and vectors per output: up to 9 outputs, and what is multiplied, fit a processor's registers."""
-SEGMENTS = _LANES * _VECTORS
-"""So many segments of a plane are taken at a time; a plane has room for a multiple of it."""
+"""Elements of a vector, and vectors per output: in float32 up to 9 outputs, and what is multiplied, fit the registers."""
+NEIGHBOURS = _LANES * _VECTORS
+"""Segments of a plane that are taken at a time."""
 STRIDE = 18
 """Positions of a segment."""
 CHANNELS, POINTS = 8, 7
@@ -34,73 +35,80 @@ _TAPS = 7
 
 
 def _sums(n_outputs: int, *, add: bool = False) -> Callable[..., None]:
-    """Return what sets ``out[o, i]`` to ``Σ_ab weights[o, a, b] source[a, b, i]``, or adds that, for `SEGMENTS` neighbours ``i``.
+    """Return what sets ``out[o, i]`` to ``Σ_ab weights[o, a, b] source[a, b, i]``, or adds that, for all `NEIGHBOURS` ``i``.
 
-    Its arguments are the three arrays, each from its first element on, and in elements the step of ``o`` in the output and in
-    the weights, then the number of ``a`` and its steps in the source and in the weights, and the same of ``b``.
+    Its arguments are the three arrays, each from its first element on, and in elements the stride of ``o`` in the output and
+    in the weights, then the number of ``a`` and its strides in the source and in the weights, and the same of ``b``.
     """
 
     @intrinsic
-    def sums(_: Any, out: Any, source: Any, weights: Any, *steps: Any) -> Any:
-        return types.void(out, source, weights, types.StarArgTuple(steps)), generate
+    def sums(_: Any, out: Any, source: Any, weights: Any, *strides: Any) -> Any:
+        return types.void(out, source, weights, types.StarArgTuple(strides)), generate
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-        *arrays, steps = given
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        *arrays, strides = arguments
         out, source, weights = (
             context.make_array(kind)(context, builder, array).data
             for kind, array in zip(signature.args, arrays, strict=False)
         )
-        out_o, weights_o, n_a, source_a, weights_a, n_b, source_b, weights_b = cgutils.unpack_tuple(builder, steps)
-        number, index = source.type.pointee, n_a.type
-        vector = ir.VectorType(number, _LANES)
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector] * 3),
-            f"llvm.fma.v{_LANES}f{8 * number.get_abi_size(context.target_data)}",
-        )
+        out_o, weights_o, n_a, source_a, weights_a, n_b, source_b, weights_b = cgutils.unpack_tuple(builder, strides)
+        index, real = context.get_value_type(types.intp), context.get_value_type(signature.args[0].dtype)
+        vector = ir.VectorType(real, _LANES)
+        # Fused where the processor can; elsewhere a call for every element would take its place.
+        kind = ir.FunctionType(vector, [vector] * 3)
+        bits = 8 * real.get_abi_size(context.target_data)
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{_LANES}f{bits}")
 
-        def vectors(start: ir.Value) -> list[ir.Value]:
-            places = [builder.gep(start, [index(_LANES * v)]) for v in range(_VECTORS)]
-            return [builder.bitcast(place, vector.as_pointer()) for place in places]
-
-        def element(array: ir.Value, *products: tuple[ir.Value, ir.Value]) -> ir.Value:
-            place = index(0)
-            for count, step in products:
-                place = builder.add(place, builder.mul(count, step))
-            return builder.gep(array, [place])
-
+        # LLVM keeps these in registers.
         totals = [[cgutils.alloca_once(builder, vector) for _ in range(_VECTORS)] for _ in range(n_outputs)]
         for total in (t for row in totals for t in row):
             builder.store(vector([0.0] * _LANES), total)
         with cgutils.for_range(builder, n_a) as a, cgutils.for_range(builder, n_b) as b:
-            start = element(source, (a.index, source_a), (b.index, source_b))
-            values = [builder.load(place, align=4) for place in vectors(start)]
+            first = _element(builder, source, (a.index, source_a), (b.index, source_b))
+            values = [_load(builder, pointer) for pointer in _vectors(builder, first, vector)]
             for o, row in enumerate(totals):
-                tap = element(weights, (index(o), weights_o), (a.index, weights_a), (b.index, weights_b))
-                weight = _everywhere(builder, builder.load(tap), vector)
+                tap = _element(builder, weights, (index(o), weights_o), (a.index, weights_a), (b.index, weights_b))
+                weight = _broadcast(builder, builder.load(tap), vector)
                 for total, value in zip(row, values, strict=True):
                     builder.store(builder.call(multiply_add, [weight, value, builder.load(total)]), total)
         for o, row in enumerate(totals):
-            for total, place in zip(row, vectors(element(out, (index(o), out_o))), strict=True):
+            pointers = _vectors(builder, _element(builder, out, (index(o), out_o)), vector)
+            for total, pointer in zip(row, pointers, strict=True):
                 value = builder.load(total)
-                builder.store(builder.fadd(builder.load(place, align=4), value) if add else value, place, align=4)
+                builder.store(builder.fadd(_load(builder, pointer), value) if add else value, pointer, align=4)
         return context.get_dummy_value()
 
     return sums
 
 
-def _everywhere(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+def _element(builder: ir.IRBuilder, array: ir.Value, *steps: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """Return a pointer to the element that lies so many times so many elements further on."""
+    products = [builder.mul(count, stride) for count, stride in steps]
+    return builder.gep(array, [reduce(builder.add, products)])
+
+
+def _vectors(builder: ir.IRBuilder, first: ir.Value, vector: ir.VectorType) -> list[ir.Value]:
+    """Return pointers to consecutive vectors."""
+    pointers = [builder.gep(first, [ir.IntType(64)(_LANES * v)]) for v in range(_VECTORS)]
+    return [builder.bitcast(pointer, vector.as_pointer()) for pointer in pointers]
+
+
+def _load(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
+    return builder.load(pointer, align=4)  # a vector starts at any element
+
+
+def _broadcast(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
     """Return a vector of one value."""
     empty, index = vector(ir.Undefined), ir.IntType(32)
     first = builder.insert_element(empty, value, index(0))
     return builder.shuffle_vector(first, empty, ir.VectorType(index, vector.count)([0] * vector.count))
 
 
-_sums_of_channels, _sums_of_positions, _sums_of_points = _sums(CHANNELS), _sums(STRIDE // 2), _sums(POINTS)
-_add_to_rows, _add_to_row = _sums(_TAPS, add=True), _sums(1, add=True)
+_sum_taps, _sum_points, _sum_positions = _sums(CHANNELS), _sums(STRIDE // 2), _sums(POINTS)
+_add_channels, _add_channels_to_row = _sums(_TAPS, add=True), _sums(1, add=True)
 
 
-@numba.njit(nogil=True, fastmath={"nnan", "nsz", "contract"})
+@numba.njit(nogil=True)
 def gradient(
     planes: np.ndarray,
     inward: np.ndarray,
@@ -112,6 +120,9 @@ def gradient(
     clips: tuple[float, float, float, float],
 ) -> np.ndarray:
     """Return what the points of a tile become by the filters, ψ' and the adjoint of the filters, like ``planes``.
+
+    Nothing is checked: the arrays are C-contiguous and of one dtype, points and channels come in multiples of `POINTS` and
+    `CHANNELS`, and the taps in y of ``n_segments``, rounded up to a multiple of `NEIGHBOURS`, all lie in the plane.
 
     Parameters
     ----------
@@ -130,39 +141,41 @@ def gradient(
     """
     n_points, n_planes, plane = planes.shape
     _, n_channels, taps_z, taps_y = inward.shape
-    taps, block = taps_z * taps_y, n_channels * SEGMENTS
     knee, end, rising, falling = clips
+    taps, block = taps_z * taps_y, n_channels * NEIGHBOURS
+    of_taps = NEIGHBOURS, taps, taps_z, plane, taps_y, taps_y, row, 1
+    of_points = block, 1, n_points, block, STRIDE, 1, 0, 0
+    of_positions = block, STRIDE, STRIDE, block, 1, 1, 0, 0
+    of_channels = row, 1, n_channels, NEIGHBOURS, taps, 1, 0, 0
     total = np.zeros_like(planes)
-    points = np.empty((n_points, n_channels, SEGMENTS), planes.dtype)
-    response = np.empty((STRIDE, n_channels, SEGMENTS), planes.dtype)
+    points = np.empty((n_points, n_channels, NEIGHBOURS), planes.dtype)
+    response = np.empty((STRIDE, n_channels, NEIGHBOURS), planes.dtype)
     elements = response.reshape(-1)
     for z in range(n_planes - taps_z + 1):
-        for n in range(0, n_segments, SEGMENTS):
+        for n in range(0, n_segments, NEIGHBOURS):
             for p in range(n_points):
                 for c in range(0, n_channels, CHANNELS):
-                    steps = SEGMENTS, taps, taps_z, plane, taps_y, taps_y, row, 1
-                    _sums_of_channels(points[p, c:], planes[p, z:, n:], inward[p, c:], *steps)
+                    _sum_taps(points[p, c:], planes[p, z:, n:], inward[p, c:], *of_taps)
             for c in range(n_channels):
                 for x in range(0, STRIDE, STRIDE // 2):
-                    steps = block, 1, n_points, block, STRIDE, 1, 0, 0
-                    _sums_of_positions(response[x:, c], points[:, c], back[:, x:], *steps)
+                    _sum_points(response[x:, c], points[:, c], back[:, x:], *of_points)
             for i in range(elements.size):
                 t = elements[i]
                 elements[i] = rising * min(max(t, -knee), knee) - falling * min(max(t, -end), end)
-            for i in range(SEGMENTS):
+            for i in range(NEIGHBOURS):
                 if n + i >= n_segments:
                     response[:, :, i] = 0
                 elif (n + i) % row == row - 1:
                     response[last:, :, i] = 0
             for c in range(n_channels):
                 for p in range(0, n_points, POINTS):
-                    steps = block, STRIDE, STRIDE, block, 1, 1, 0, 0
-                    _sums_of_points(points[p:, c], response[:, c], back[p:], *steps)
+                    _sum_positions(points[p:, c], response[:, c], back[p:], *of_positions)
             for p in range(n_points):
                 for dz in range(taps_z):
-                    steps = row, 1, n_channels, SEGMENTS, taps, 1, 0, 0
                     for dy in range(0, taps_y - _TAPS + 1, _TAPS):
-                        _add_to_rows(total[p, z + dz, n + dy * row :], points[p], outward[p, :, dz, dy:], *steps)
+                        start = n + dy * row
+                        _add_channels(total[p, z + dz, start:], points[p], outward[p, :, dz, dy:], *of_channels)
                     for dy in range(taps_y - taps_y % _TAPS, taps_y):
-                        _add_to_row(total[p, z + dz, n + dy * row :], points[p], outward[p, :, dz, dy:], *steps)
+                        start = n + dy * row
+                        _add_channels_to_row(total[p, z + dz, start:], points[p], outward[p, :, dz, dy:], *of_channels)
     return total

@@ -27,7 +27,7 @@ CHAIN_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Potential:
-    """``ψ`` of ``ψ'(t) = sign(t)·max(0, min(μ|t|, β − γ|t|))``, ``γ ≥ 0``.
+    """The potential ``ψ``, by its derivative ``ψ'(t) = sign(t)·max(0, min(μ|t|, β − γ|t|))``, ``γ ≥ 0``.
 
     Parameters
     ----------

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from bigdeconv.geometry import Box, Triple
     from bigdeconv.priors.filters import Potential
 
-SEGMENTS = 240
+TILE_SEGMENTS = 240
 """Segments of a plane of a tile, if that is enough for a row."""
-DEPTH = 24
+TILE_DEPTH = 24
 """Planes of a tile."""
-COMPILER_BYTES = 160 * 2**20
-"""Resident memory of Numba and what it has compiled."""
+MOST_TILES = 16
+"""Tiles at a time, one on each thread: more cores of a worker are left to the rest of the iteration."""
+COMPILER_BYTES = 200 * 2**20
+"""Resident memory of Numba and what it has compiled; 150 MiB of it with Numba 0.68."""
 
 
 class Segments:
@@ -49,8 +51,10 @@ class Segments:
         Kernels ``out in z y x`` of the chain, divided by the norm, float64.
     alpha
         Scaling per channel.
-    dtype, device
-        Where and how to compute.
+    dtype
+        How to compute.
+    device
+        The CPU; for others there is `Chain`.
     segments, depth
         Size of a tile: segments of a plane, if that is enough for a row, and planes.
     """
@@ -62,35 +66,39 @@ class Segments:
         *,
         dtype: torch.dtype,
         device: torch.device | str,
-        segments: int = SEGMENTS,
-        depth: int = DEPTH,
+        segments: int = TILE_SEGMENTS,
+        depth: int = TILE_DEPTH,
     ) -> None:
         self._reach = reach(layers)
         ahead, of_filter, back = _products(_segment_length(self._reach[2]))
         kernels = impulse_response(layers).flip(1, 2, 3)
         filters = torch.einsum("pt,czyt->pczy", of_filter[:, : kernels.shape[3]], kernels)
         # Points and channels of zeros make their numbers round.
-        more_points, more_channels = -len(ahead) % compiled.POINTS, -len(alpha) % compiled.CHANNELS
+        more_points = _round_up(len(ahead), compiled.POINTS) - len(ahead)
+        more_channels = _round_up(len(alpha), compiled.CHANNELS) - len(alpha)
         filters = pad(filters, (0, 0, 0, 0, 0, more_channels, 0, more_points))
         ahead, back = (pad(matrix, (0, 0, 0, more_points)) for matrix in (ahead, back))
         column = pad(alpha, (0, more_channels), value=1.0)[:, None, None]
-        self._inward = (filters * column).to(device, dtype).numpy()
-        self._outward = (filters / column).to(device, dtype).numpy()
         self._ahead = ahead.to(device, dtype)
-        self._back = back[:, : compiled.STRIDE].to(device, dtype).contiguous().numpy()
+        self._inward, self._outward, self._back = (
+            array.to(device, dtype).contiguous().numpy()
+            for array in (filters * column, filters / column, back[:, : compiled.STRIDE])
+        )
         self._segments, self._depth = segments, depth
 
     def apply(self, x: Tensor, potential: Potential) -> Tensor:
         """Return ``Wᵀψ'(αWx)/α``."""
-        total, tiles, threads = torch.zeros_like(x), list(self._tiles(x.shape)), torch.get_num_threads()
+        total = torch.zeros_like(x)
+        boxes = list(self._tiles(x.shape))
+        at_once = min(torch.get_num_threads(), MOST_TILES)
         through_filters = partial(self._through_filters, potential=potential)
-        with ThreadPoolExecutor(threads) as pool:
-            # What comes back is added in the order of the tiles: the sums do not depend on the number of threads.
-            for first in range(0, len(tiles), threads):
-                some = tiles[first : first + threads]
-                planes = [self._transformed(x[tile.slices]) for tile in some]
-                for tile, points in zip(some, pool.map(through_filters, planes, some), strict=True):
-                    total[tile.slices] += self._transformed_adjoint(points, tile.shape)
+        with ThreadPoolExecutor(at_once) as pool:
+            # The transforms are torch's, which has threads of its own.  Tiles are added in their order, on however many threads.
+            for first in range(0, len(boxes), at_once):
+                batch = boxes[first : first + at_once]
+                planes = [self._transformed(x[box.slices]) for box in batch]
+                for box, points in zip(batch, pool.map(through_filters, planes, batch), strict=True):
+                    total[box.slices] += self._transformed_adjoint(points, box.shape)
         return total
 
     def _through_filters(self, planes: Tensor, tile: Box, *, potential: Potential) -> Tensor:
@@ -103,7 +111,8 @@ class Segments:
     def _transformed(self, x: Tensor) -> Tensor:
         """Return the segments as factors of the products, ``point z y·segment``, with spare rows at the end of a plane."""
         (n_points, length), row = self._ahead.shape, self._row(x.shape)
-        spare = ceil_div(-row * self._valid(x.shape)[1] % compiled.SEGMENTS, row)
+        n_segments = row * self._valid(x.shape)[1]
+        spare = ceil_div(_round_up(n_segments, compiled.NEIGHBOURS) - n_segments, row)
         padded = pad(x, (0, (row - 1) * compiled.STRIDE + length - x.shape[2], 0, spare))
         segments = padded.unfold(2, length, compiled.STRIDE).reshape(-1, length)
         return (self._ahead @ segments.t()).view(n_points, x.shape[0], -1)
@@ -159,14 +168,19 @@ def _products(length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def products_per_segment(reach_x: int) -> tuple[int, int]:
     """Return the real products that `Segments` takes per segment and tap in z and y, and the positions they serve."""
-    return 3 * _segment_length(reach_x) // 2 - 1, compiled.STRIDE
+    return _round_up(3 * _segment_length(reach_x) // 2 - 1, compiled.POINTS), compiled.STRIDE
 
 
 def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> int:
-    """Return the memory in bytes of a tile of `Segments` in float32, for rows of up to `SEGMENTS` segments."""
-    n_channels, (rz, ry, rx) = layers[-1].shape[0], reach(layers)
+    """Return the memory in bytes of a tile of `Segments` in float32, for rows of up to `TILE_SEGMENTS` segments."""
+    rz, ry, rx = reach(layers)
+    n_channels = _round_up(layers[-1].shape[0], compiled.CHANNELS)
     n_points, stride = products_per_segment(rx)
     # Of a segment its points there and back, and twice its voxels.
-    planes = (DEPTH + rz) * SEGMENTS * (ry + 2) * 2 * (n_points + _segment_length(rx))
+    planes = (TILE_DEPTH + rz) * TILE_SEGMENTS * (ry + 2) * 2 * (n_points + _segment_length(rx))
     filters = 2 * (rz + 1) * (ry + 1) * n_points
-    return 4 * (planes + n_channels * (filters + compiled.SEGMENTS * (n_points + stride)))
+    return 4 * (planes + n_channels * (filters + compiled.NEIGHBOURS * (n_points + stride)))
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return ceil_div(n, multiple) * multiple

@@ -61,9 +61,9 @@ class Wcrr:
         *inner, last = (torch.tensor(layer, dtype=torch.float64) for layer in weights.layers)
         self._alpha = torch.tensor(scaling(weights, sigma), dtype=torch.float64)
         self._layers = [*inner, last / math.sqrt(weights.lambda_max)]
-        make = filters or _filters(torch.device(device))
+        make = filters or _filters_for(torch.device(device))
         self._filters = make(self._layers, self._alpha, dtype=dtype, device=device)
-        self._potential = _potential(weights, mu_max)
+        self._potential = _capped_potential(weights, mu_max)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``∇R(x) = Wᵀ(ψ'(αWx)/α)``, ``z y x``."""
@@ -85,14 +85,16 @@ class Wcrr:
             yield planes, gradient[planes], max(self._potential.mu, self._potential.gamma)
 
 
-def _potential(weights: WcrrWeights, mu_max: float = math.inf) -> Potential:
+def _capped_potential(weights: WcrrWeights, mu_max: float) -> Potential:
     return Potential(min(math.exp(weights.log_mu), mu_max), weights.beta, min(abs(weights.gamma), 1.0))
 
 
-def _filters(device: torch.device) -> Callable[..., Filters]:
+def _filters_for(device: torch.device) -> Callable[..., Filters]:
     if device.type != "cpu":
         return Chain
-    from bigdeconv.priors.segments import Segments  # with its compiler, which nothing else has use for
+    from bigdeconv.priors.segments import (
+        Segments,  # with Numba, whose memory a worker without this prior is not promised
+    )
 
     return Segments
 
@@ -109,8 +111,8 @@ def scaling(weights: WcrrWeights, sigma: float) -> np.ndarray:
 
 def potential(weights: WcrrWeights, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``ψ(t)`` and ``ψ'(t)``, the same for every channel and noise level."""
-    ours = _potential(weights)
-    return ours.value(t), ours.derivative_(t.clone())
+    found = _capped_potential(weights, math.inf)
+    return found.value(t), found.derivative_(t.clone())
 
 
 def fourier_lambda_max(layers: Sequence[np.ndarray], n: int = 64) -> float:
