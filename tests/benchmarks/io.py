@@ -182,7 +182,7 @@ def _kept(results: dict[str, Any]) -> str:
 
 
 def _shares(results: dict[str, Any]) -> str:
-    names = {"read": "read", "solve": "compute", "blend": "blend", "write": "write", "wait": "wait"}
+    names = {"read": "read", "solve": "compute", "blend": "blend", "write": "write", "wait": "computing nothing"}
     rows = [(m.upper(), *(f"{100 * part[name]:.1f} %" for name in names)) for m, part in results["shares"].items()]
     return table(("Share of the workers' time", *names.values()), rows)
 

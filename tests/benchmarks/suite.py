@@ -24,7 +24,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large everything is; the defaults take half an hour of one core."""
+    """How large everything is; the defaults take ten minutes of one core."""
 
     shape: Triple = (128, 224, 224)
     """Data of the contest.  With FFTs below 32 MiB malloc keeps what is freed, and the peak is no measure of what is needed."""
