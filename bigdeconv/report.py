@@ -151,6 +151,7 @@ def to_html(values: Mapping[str, Any], images: Iterable[Picture]) -> str:
         "</div>",
         *_seam_section(values["seams"]),
         "<h2>Work</h2>",
+        "<p>Seconds of all blocks together. A block waits, read ahead, until the one before it is solved.</p>",
         _table(values["work"]),
         "<h2>Plan</h2>",
         _table(values["plan"]),
@@ -297,7 +298,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.4g}"
     if isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value):
         return ", ".join(_text(v) for v in value)
     return "none" if value is None else json.dumps(value)
