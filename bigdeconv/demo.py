@@ -27,8 +27,8 @@ VOXEL_ZYX_UM = (0.15, 0.08, 0.08)
 PSF_SIGMA_ZYX = (2.0, 1.5, 1.5)
 PHOTONS = 60.0
 BACKGROUND = 4.0
-BLOCK_SHAPE = (48, 64, 32)
-"""Eight blocks."""
+BLOCK_SHAPE = (48, 64, 64)
+"""Four blocks."""
 ITERATIONS = 30
 SEED = 7
 
@@ -44,7 +44,7 @@ class DemoResult:
 
 
 def run_demo(folder: str | Path, *, events: Events) -> DemoResult:
-    """Simulate microtubules, write them as OME-Zarr, deconvolve them with GARL in eight blocks, and compare with the truth.
+    """Simulate microtubules, write them as OME-Zarr, deconvolve them with GARL in four blocks, and compare with the truth.
 
     Raises
     ------

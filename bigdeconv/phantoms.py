@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 VIEW_AXIS = "v"
 """Name of the axis along which several views of one object are written."""
-CHUNK = 64
+CHUNK = 32
 """Extent of a chunk on each axis of space, where the volume has as many voxels."""
 TUBES_BYTES = 30
 """Memory per voxel while a sample is made."""
