@@ -1,4 +1,4 @@
-"""The filters ``W`` of the learned prior: ``Wᵀψ'(αWx)/α`` without the many-channel response of a whole volume in memory.
+"""The filters ``W`` of the learned prior: ``Wᵀ(ψ'(αWx)/α)`` without the many-channel response of a whole volume in memory.
 
 The positions whose taps all lie inside the volume are visited tile by tile, and what comes back is added up.
 """
@@ -65,7 +65,7 @@ class Filters(Protocol):
     """``W`` at one noise level, with the scalings ``α`` of its channels."""
 
     def apply(self, x: Tensor, potential: Potential) -> Tensor:
-        """Return ``Wᵀψ'(αWx)/α``, ``z y x``."""
+        """Return ``Wᵀ(ψ'(αWx)/α)``, ``z y x``."""
         ...
 
 
@@ -100,7 +100,7 @@ class Chain:
         self._limit_bytes = limit_bytes
 
     def apply(self, x: Tensor, potential: Potential) -> Tensor:
-        """Return ``Wᵀψ'(αWx)/α``."""
+        """Return ``Wᵀ(ψ'(αWx)/α)``."""
         total = torch.zeros_like(x)
         for slab in self._slabs(x):
             response = potential.derivative_(self._respond(x[slab.slices]))

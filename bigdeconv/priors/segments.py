@@ -87,7 +87,7 @@ class Segments:
         self._segments, self._depth = segments, depth
 
     def apply(self, x: Tensor, potential: Potential) -> Tensor:
-        """Return ``Wᵀψ'(αWx)/α``."""
+        """Return ``Wᵀ(ψ'(αWx)/α)``."""
         total = torch.zeros_like(x)
         boxes = list(self._tiles(x.shape))
         at_once = min(torch.get_num_threads(), MOST_TILES)
