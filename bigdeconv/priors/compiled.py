@@ -21,8 +21,15 @@ from numba.extending import intrinsic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-_LANES, _VECTORS = (16, 3) if _WIDE else (8, 1)
+
+def _has_wide_vectors() -> bool:
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:  # LLVM cannot tell for every processor
+        return False
+
+
+_LANES, _VECTORS = (16, 3) if _has_wide_vectors() else (8, 1)
 """Elements of a vector, and vectors per output: in float32 up to 9 outputs, and what is multiplied, fit the registers."""
 NEIGHBOURS = _LANES * _VECTORS
 """Segments of a plane that are taken at a time."""

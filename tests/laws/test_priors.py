@@ -2,6 +2,7 @@
 
 import importlib.util
 from functools import partial
+from unittest.mock import Mock
 
 import llvmlite.binding
 import numpy as np
@@ -147,8 +148,9 @@ def test_segments_are_the_convolutions_for_filters_of_any_extent(taps, shape, ga
     assert oracle.relative(filtered(kind, *problem), filtered(Chain, *problem)) < 1e-12
 
 
-def test_segments_are_the_same_on_processors_with_narrow_vectors(monkeypatch):
-    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", dict)
+@pytest.mark.parametrize("features", [dict, Mock(side_effect=RuntimeError)], ids=["none", "unknown"])
+def test_segments_are_the_same_on_processors_with_narrow_vectors(monkeypatch, features):
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", features)
     found = importlib.util.find_spec("bigdeconv.priors.compiled")
     narrow = importlib.util.module_from_spec(found)
     found.loader.exec_module(narrow)
