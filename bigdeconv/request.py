@@ -83,11 +83,8 @@ def _prior_memory(method: str, model: WcrrWeights | None, *, cuda: bool, threads
         return PriorMemory(44) if model is None else PriorMemory(28, fixed_bytes=4 * CHAIN_BYTES)
     if model is None:
         return PriorMemory(8, slabs=16)
-    from bigdeconv.priors.segments import (  # with Numba, which nothing else has use for
-        COMPILER_BYTES,
-        MOST_TILES,
-        work_bytes,
-    )
+    # They come with Numba, which no other method has use for.
+    from bigdeconv.priors.segments import COMPILER_BYTES, MOST_TILES, work_bytes
 
     tiles = min(threads or MOST_TILES, MOST_TILES)
     return PriorMemory(12, slabs=6, fixed_bytes=tiles * work_bytes(model.layers), process_bytes=COMPILER_BYTES)

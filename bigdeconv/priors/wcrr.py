@@ -92,9 +92,8 @@ def _capped_potential(weights: WcrrWeights, mu_max: float) -> Potential:
 def _filters_for(device: torch.device) -> Callable[..., Filters]:
     if device.type != "cpu":
         return Chain
-    from bigdeconv.priors.segments import (
-        Segments,  # with Numba, whose memory a worker without this prior is not promised
-    )
+    # It comes with Numba, whose memory a worker without this prior is not promised.
+    from bigdeconv.priors.segments import Segments
 
     return Segments
 
