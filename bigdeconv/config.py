@@ -1,27 +1,42 @@
-"""The settings of a job: one frozen model for the command line, the environment, a YAML file and Python."""
+"""Settings of a job: one frozen model for the command line, the environment, a YAML file and Python.
+
+This module is the border.  Behind it nothing is ``"auto"``: a setting that bigdeconv or the data decide is None.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from bigdeconv.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 ENVIRONMENT_PREFIX = "BIGDECONV_"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+DEFAULT_ITERATIONS: dict[str, int] = {"garl": 50, "rltv": 30, "rl": 15}
+"""By method."""
+T = TypeVar("T")
+_DEFAULT_ITERATIONS_TEXT = ", ".join(f"{n} for {method}" for method, n in DEFAULT_ITERATIONS.items())
 
 
 def _numbers(value: Any) -> Any:
-    """Split ``Z,Y,X`` and the like; leave ``auto`` and what is no text alone."""
-    if isinstance(value, str) and value != "auto":
-        return tuple(part.strip() for part in value.split(","))
-    return value
+    """Split ``Z,Y,X`` and the like."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 def _indices(value: Any) -> Any:
@@ -51,16 +66,14 @@ def _ranges(value: Any) -> Any:
     return tuple((int(m[1]) if m[1] else None, int(m[2]) if m[2] else None) for m in parts if m)
 
 
-def _bytes(value: Any) -> Any:
-    """Read ``8GiB`` and the like as bytes."""
-    if not isinstance(value, str) or value == "auto":
+def _size(value: Any) -> Any:
+    """Check the form of ``8GiB``: pydantic reads the beginning of ``8,5GiB`` and ignores the rest.  ``8Gi`` means the same."""
+    if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?I?B?)\s*", value.upper())
-    unit = match[2] if match else "?"
-    unit = unit + "B" if unit and not unit.endswith("B") else unit
-    if not match or unit not in _UNITS:
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", value)
+    if match is None:
         raise ValueError("expected a size such as 8GiB")
-    return int(float(match[1]) * _UNITS[unit])
+    return f"{match[1]}{match[2]}b" if match[2].lower().endswith("i") else value
 
 
 def _files(value: Any) -> Any:
@@ -73,7 +86,16 @@ def _version(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
-Auto: TypeAlias = Literal["auto"]
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _auto_for_none(value: Any) -> Any:
+    return "auto" if value is None else value
+
+
+Automatic: TypeAlias = Annotated[T | None, BeforeValidator(_none_for_auto), PlainSerializer(_auto_for_none)]
+"""A setting that takes ``auto``: None here, ``auto`` again where it is written to a file."""
 Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=3, max_length=3)]
 Width = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=3, max_length=3)]
 Lengths = Annotated[
@@ -85,127 +107,179 @@ Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_in
 Ranges = Annotated[
     tuple[tuple[int | None, int | None], ...], BeforeValidator(_ranges), Field(min_length=3, max_length=3)
 ]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+Bytes = Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_files)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _option(default: Any, panel: str, description: str, metavar: str | None = None) -> Any:
-    return Field(default=default, description=description, json_schema_extra={"panel": panel, "metavar": metavar})
+def _option(default: Any, panel: str, description: str, metavar: str | None = None, *, decides: bool = True) -> Any:
+    """Declare a setting.
+
+    Parameters
+    ----------
+    default : Any
+    panel : str
+        Heading under which the command line's help shows it.
+    description : str
+        Help text.
+    metavar : str, optional
+        Form of the value in the help.
+    decides : bool
+        Whether its value decides the numbers that are stored, so that it is part of a run's identity.  False also for files, of
+        which the contents decide.
+    """
+    extra: dict[str, Any] = {"panel": panel, "metavar": metavar, "decides_numbers": decides}
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
 class JobConfig(BaseModel):
-    """Everything that a run is made from.  All triples are in the order z,y,x."""
+    """All settings of a run.  Triples are in the order z,y,x.
+
+    Examples
+    --------
+    >>> config = JobConfig(input="embryo.zarr", output="out.zarr", psf="psf.tif", tau="auto", memory="8GiB")
+    >>> config.tau is None, config.memory
+    (True, 8589934592)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     schema_version: Literal[1] = 1
     input: str = Field(
-        description="OME-Zarr image or plate: a path or a URL (https, s3, gs, az); or a glob or a .txt list of images."
+        description="OME-Zarr image or plate (path or https, s3, gs, az URL), a glob, or a .txt list of images."
     )
-    output: str = Field(
-        description="Where the result goes, a folder for several images: a path that does not exist yet."
-    )
-    psf: Files = _option((), "Input", "PSF file: TIFF or npy, z y x, or v z y x for views. FILE for all channels, C1=FILE per "
-                         "channel, V3=FILE per view, C1.V3=FILE for both; give it several times.", "FILE")  # fmt: skip
+    output: str = Field(description="Output: a path that does not exist yet; a folder for several images.")
+    psf: Files = _option(
+        (), "Input", "PSF file: TIFF or .npy, z y x, or v z y x for views. FILE for all channels, C1=FILE for a channel, "
+        "V3=FILE for a view, C1.V3=FILE for both; may be repeated.", "FILE", decides=False,
+    )  # fmt: skip
     psf_voxel_um: Lengths | None = _option(
-        None, "Input", "Voxel size of the PSF files in µm, where it is not the data's.", "Z,Y,X"
+        None, "Input", "Voxel size of the PSF files in µm. Default: that of the data.", "Z,Y,X"
     )
-    voxel_um: Lengths | None = _option(None, "Input", "Voxel size in µm, where the metadata have none.", "Z,Y,X")
+    voxel_um: Lengths | None = _option(None, "Input", "Voxel size in µm. Default: from the metadata.", "Z,Y,X")
     level: int = _option(0, "Input", "Level of the input pyramid.", "N")
-    channels: Indices | None = _option(None, "Input", "Channels, such as 0,2. Default: all.", "LIST")
-    timepoints: Indices | None = _option(None, "Input", "Time points, such as 0:5. Default: all.", "LIST")
+    channels: Indices | None = _option(None, "Input", "Channels, for example 0,2. Default: all.", "LIST")
+    timepoints: Indices | None = _option(None, "Input", "Time points, for example 0:5. Default: all.", "LIST")
     roi: Ranges | None = _option(
-        None, "Input", "Part of the volume; its surroundings are still read, so it equals that part of a full run.",
+        None, "Input", "Region of the volume. Its surroundings are read too: the result equals that part of a full run.",
         "Z0:Z1,Y0:Y1,X0:X1",
     )  # fmt: skip
-    views_axis: str | None = _option(None, "Input", "Axis along which several views of one object lie.", "NAME")
+    views_axis: str | None = _option(None, "Input", "Axis of the views of one object.", "NAME")
 
-    method: Literal["garl", "rl", "rltv"] = _option("garl", "Method", "Learned prior, plain, or total variation.")
+    method: Literal["garl", "rl", "rltv"] = _option(
+        "garl", "Method", "Learned prior (garl), no prior (rl) or total variation (rltv).", "garl|rl|rltv"
+    )
     iterations: Annotated[int, Field(ge=0)] | None = _option(
-        None, "Method", "Iterations. Default: garl 50, rltv 30, rl 15.", "N"
+        None, "Method", f"Iterations. Default: {_DEFAULT_ITERATIONS_TEXT}.", "N"
     )
     update: Literal["convergent", "reference"] = _option(
         "convergent",
         "Method",
-        "Update rule: one whose steps cannot raise the objective but for the momentum, or the report's.",
+        "Update rule: convergent (majorise-minimise steps with bounded momentum) or reference (algorithm 1 of Pham 2025).",
         "convergent|reference",
     )
-    tau: NonNegative | Auto = _option(
-        "auto",
+    tau: Automatic[NonNegative] = _option(
+        None,
         "Method",
-        "Strength of the prior, in units of the intensity scale; auto: the one with which the data predict themselves best.",
+        "Strength of the prior, in units of the intensity scale; auto: chosen by cross-validation on thinned photons.",
         "F|auto",
     )
     sigma: Positive | None = _option(
         None,
         "Method",
-        "Noise level of the learned prior, as a fraction of the intensity scale. Default: the model's.",
+        "Noise level of the learned prior, as a fraction of the intensity scale. Default: from the model.",
         "F",
     )
-    model: str = _option("default", "Method", "Learned prior: a shipped name or a model file.", "NAME|FILE")
+    model: str = _option(
+        "default", "Method", "Learned prior: a shipped name or a model file.", "NAME|FILE", decides=False
+    )
 
-    background: NonNegative | Auto = _option(
-        "auto", "Intensity", "Background in counts above the camera offset.", "F|auto"
+    background: Automatic[NonNegative] = _option(
+        None, "Intensity", "Background in counts above the camera offset; auto: estimated from dark regions.", "F|auto"
     )
-    intensity_scale: Positive | Auto = _option(
-        "auto", "Intensity", "Counts that stand for 1 inside the solver.", "F|auto"
+    intensity_scale: Automatic[Positive] = _option(
+        None,
+        "Intensity",
+        "Counts above background that stand for 1 in the solver; auto: the 99.9th percentile.",
+        "F|auto",
     )
-    camera_offset: Real = _option(0.0, "Intensity", "Counts that the camera gives without light.", "F")
+    camera_offset: Real = _option(0.0, "Intensity", "Camera offset: counts without light.", "F")
     gain: Positive = _option(1.0, "Intensity", "Photons per count.", "F")
     read_noise: NonNegative = _option(0.0, "Intensity", "Standard deviation of the read noise, in photons.", "F")
-    mask: Annotated[str, Field(min_length=1)] = _option(
-        "auto", "Intensity", "Leave out fill and hot pixels, or nothing but values that are not finite. LABELS, an OME-Zarr "
-        "image or label image in the same space, does as auto and computes only the blocks within a halo of where it is not 0.",
+    mask: Automatic[Annotated[str, Field(min_length=1)]] = _option(
+        None, "Intensity", "auto: mask fill values and hot pixels. none: mask only values that are not finite. LABELS: as auto, "
+        "and compute only blocks within a halo of the non-zero voxels of this OME-Zarr image or label image.",
         "auto|none|LABELS",
     )  # fmt: skip
 
-    block_shape: Shape | Auto = _option("auto", "Blocks", "Core of a block in voxels.", "Z,Y,X|auto")
-    halo: Width | Auto = _option(
-        "auto", "Blocks", "Least halo in voxels. Default: what the seam tolerance takes.", "Z,Y,X|auto"
+    block_shape: Automatic[Shape] = _option(None, "Blocks", "Core of a block in voxels; auto: planned.", "Z,Y,X|auto")
+    halo: Automatic[Width] = _option(
+        None, "Blocks", "Minimum halo in voxels; auto: from the seam tolerance.", "Z,Y,X|auto"
     )
     seam_tolerance: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = _option(
-        1e-3, "Blocks", "Largest relative error next to a seam, against the volume solved in one piece.", "F"
+        1e-3, "Blocks", "Largest relative error next to a seam, compared with the volume solved in one piece.", "F"
     )
-    blend: Width | Auto = _option(
-        "auto", "Blocks", "Half-width of the ramps at seams in voxels; 0 crops.", "Z,Y,X|auto"
+    blend: Automatic[Width] = _option(
+        None, "Blocks", "Half-width of the ramps at seams in voxels; 0 crops. auto: 4.", "Z,Y,X|auto"
     )
-    memory: Bytes | Auto = _option("auto", "Blocks", "Memory per worker, such as 8GiB.", "SIZE|auto")
+    memory: Automatic[Bytes] = _option(
+        None, "Blocks", "Memory per worker, for example 8GiB; auto: a share of this machine's memory.", "SIZE|auto",
+        decides=False,
+    )  # fmt: skip
+    seam_probes: Annotated[int, Field(ge=0)] = _option(
+        8, "Blocks", "Seams to solve again without a seam after the run, to measure their error; 0 for none.", "N",
+        decides=False,
+    )  # fmt: skip
 
-    dtype: Literal["auto", "uint16", "float32"] = _option(
-        "auto", "Output", "Default: uint16 for integer input, float32 for floating point."
+    dtype: Automatic[Literal["uint16", "float32"]] = _option(
+        None, "Output", "auto: uint16 for integer input, float32 for floating-point input.", "auto|uint16|float32"
     )
-    output_scale: Positive | Auto = _option(
-        "auto", "Output", "Factor from photons to stored integers. Default: chosen with headroom, stored.", "F|auto"
+    output_scale: Automatic[Positive] = _option(
+        None, "Output", "Factor from photons to stored integers; auto: chosen with headroom and stored.", "F|auto"
     )
     keep_bits: Annotated[int, Field(ge=1, le=23)] | None = _option(
-        None, "Output", "Mantissa bits that float32 output keeps; fewer compress better.", "N"
+        None, "Output", "Mantissa bits of float32 output; fewer bits compress better. Default: all.", "N"
     )
-    chunks: Shape | None = _option(None, "Output", "Chunk of the output.", "Z,Y,X")
-    shards: Shape | None = _option(None, "Output", "Shard of the output (OME-Zarr 0.5).", "Z,Y,X")
-    levels: Annotated[int, Field(ge=1)] | Auto = _option(
-        "auto", "Output", "Levels of the pyramid, the full one included.", "N|auto"
+    chunks: Shape | None = _option(None, "Output", "Chunk of the output. Default: planned.", "Z,Y,X")
+    shards: Shape | None = _option(None, "Output", "Shard of the output (OME-Zarr 0.5). Default: planned.", "Z,Y,X")
+    levels: Automatic[Annotated[int, Field(ge=1)]] = _option(
+        None, "Output", "Levels of the pyramid, the full resolution included; auto: until one chunk holds it.", "N|auto"
     )
     ome_version: Annotated[Literal["0.5", "0.4"], BeforeValidator(_version)] = _option(
         "0.5", "Output", "OME-Zarr version of the output.", "0.5|0.4"
     )
 
-    seam_probes: Annotated[int, Field(ge=0)] = _option(
-        8,
-        "Blocks",
-        "Seams that are solved again without a seam after the run, to measure their error; 0 for none.",
-        "N",
+    device: Automatic[Literal["cpu", "cuda"]] = _option(
+        None, "Workers", "Device of the blocks; auto: the GPUs of this machine, or its CPU.", "auto|cpu|cuda"
     )
-
-    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Workers", "Where blocks are computed.")
     workers: Annotated[int, Field(ge=1)] | None = _option(
-        None, "Workers", "Local worker processes. Default: one per GPU, or one per core as memory allows.", "N"
+        None,
+        "Workers",
+        "Local worker processes. Default: one per GPU, or one per core as memory allows.",
+        "N",
+        decides=False,
     )
     scheduler: str | None = _option(
-        None, "Workers", "Address or scheduler file of a running Dask cluster.", "ADDRESS|FILE.json"
+        None, "Workers", "Running Dask cluster: address or scheduler file.", "ADDRESS|FILE.json", decides=False
     )
+
+    @property
+    def mask_labels(self) -> str | None:
+        """Location of the label image, None without one."""
+        return None if self.mask == "none" else self.mask
+
+    @property
+    def masks_defects(self) -> bool:
+        """Whether fill values and hot pixels are masked."""
+        return self.mask != "none"
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the stored numbers, as JSON values by name."""
+        fields = type(self).model_fields.items()
+        names = {n for n, f in fields if isinstance(x := f.json_schema_extra, dict) and x["decides_numbers"]}
+        return self.model_dump(mode="json", include=names)
 
     @model_validator(mode="after")
     def _check(self) -> JobConfig:
@@ -219,12 +293,21 @@ class JobConfig(BaseModel):
 def resolve(
     flags: dict[str, Any], config_file: str | Path | None = None, environment: dict[str, str] | None = None
 ) -> JobConfig:
-    """Merge flags over environment variables over a YAML file over defaults.
+    """Merge settings: flags over environment variables over a YAML file over defaults.
+
+    Parameters
+    ----------
+    flags : dict
+        Values by setting; None and empty lists count as not given.
+    config_file : str or Path, optional
+        YAML file.
+    environment : dict, optional
+        Variables; default: those of the process.
 
     Raises
     ------
     InvalidInputError
-        If a setting is unknown, has no legal value, or the file cannot be read.
+        If a setting is unknown or its value is not allowed, or the file cannot be read.
     """
     settings = _read_file(config_file) if config_file else {}
     environment = dict(os.environ) if environment is None else environment
@@ -238,10 +321,15 @@ def resolve(
 def make_config(settings: dict[str, Any]) -> JobConfig:
     """Check settings.
 
+    Parameters
+    ----------
+    settings : dict
+        Values by setting, as in `JobConfig`.
+
     Raises
     ------
     InvalidInputError
-        One sentence per setting at fault.
+        One sentence for each setting at fault.
     """
     try:
         return JobConfig(**settings)
@@ -250,27 +338,60 @@ def make_config(settings: dict[str, Any]) -> JobConfig:
 
 
 def _sentences(error: ValidationError) -> list[str]:
+    """Return one sentence for each setting at fault."""
     by_name: dict[str, str] = {}
     for item in error.errors():
         name = str(item["loc"][0]) if item["loc"] else ""
-        message = item["msg"].removeprefix("Value error, ")
+        if name in by_name:
+            continue
         if not name:
+            message = item["msg"].removeprefix("Value error, ")
             by_name[message] = f"{message}."
         elif item["type"] == "extra_forbidden":
-            by_name[name] = f"{name}: there is no such setting."
+            by_name[name] = f"{name}: no such setting; `bigdeconv run --help` lists them."
         elif item["type"] == "missing":
-            by_name[name] = f"{name}: is missing."
+            by_name[name] = f"{name}: missing; it is required."
         else:
             field = JobConfig.model_fields[name]
-            got = item["input"] if name not in by_name else by_name[name]
-            meaning = f" It is: {field.description}" if field.description else ""
-            first = f"{name.replace('_', '-')}: got {got!r}; {message[0].lower() + message[1:]}.{meaning}"
-            by_name.setdefault(name, first)
+            meaning = f" Meaning: {field.description}" if field.description else ""
+            by_name[name] = f"{name.replace('_', '-')}: got {item['input']!r}; {_expectation(item)}.{meaning}"
     return list(by_name.values())
 
 
+_EXPECTED = {
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "int_type": "expected a whole number",
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+    "byte_size": "expected a size such as 8GiB",
+    "byte_size_unit": "expected a size such as 8GiB",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected {le} or less",
+    "literal_error": "expected {expected}",
+    "too_short": "expected {min_length} values, got {actual_length}",
+    "too_long": "expected {max_length} values, got {actual_length}",
+    "string_too_short": "expected text that is not empty",
+}
+"""Plain words for pydantic's kinds of errors."""
+
+
+def _expectation(item: Mapping[str, Any]) -> str:
+    """Return what was expected instead of a value."""
+    words = _EXPECTED.get(item["type"])
+    if words is None:
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return message[0].lower() + message[1:]
+    return words.format(**item.get("ctx", {}))
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without numbers of base sixty: ``1:5`` is a range."""
+    """YAML loader without sexagesimal integers: ``1:5`` is a range."""
 
 
 _Loader.yaml_implicit_resolvers = {

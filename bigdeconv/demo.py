@@ -1,4 +1,4 @@
-"""The demonstration: a simulated volume through the whole pipeline, with the truth at hand to measure the gain."""
+"""Demonstration: a simulated volume goes through the whole pipeline, and the result is compared with the truth."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageDraw
 
-from bigdeconv import pipeline, psf, quality, simulation
-from bigdeconv.config import make_config
+from bigdeconv import pipeline, psf, simulation
 from bigdeconv.errors import OutputExistsError
 from bigdeconv.geometry import Box
-from bigdeconv.phantoms import write_volume
+from bigdeconv.numerics import metrics
+from bigdeconv.reporting.figures import projections
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import read_box
 
 if TYPE_CHECKING:
-    from bigdeconv.pipeline import Events
-    from bigdeconv.summary import Summary
+    from bigdeconv.pipeline import Events, RunSummary
 
 ZYX_SHAPE = (48, 128, 128)
 VOXEL_ZYX_UM = (0.15, 0.08, 0.08)
@@ -31,16 +30,18 @@ BLOCK_SHAPE = (48, 64, 64)
 """Four blocks."""
 ITERATIONS = 30
 SEED = 7
+PANEL_PIXELS, TITLE_PIXELS, GAP = 384, 18, 6
+"""Sizes in the picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demonstration measured and made."""
+    """Result of the demonstration; RSNR in dB."""
 
     rsnr_before: float
     rsnr_after: float
     picture: Path
-    summary: Summary
+    summary: RunSummary
 
 
 def run_demo(folder: str | Path, *, events: Events) -> DemoResult:
@@ -60,44 +61,29 @@ def run_demo(folder: str | Path, *, events: Events) -> DemoResult:
     kernel = psf.gaussian(PSF_SIGMA_ZYX)
     data = simulation.acquire(truth, kernel, photons=PHOTONS, background=BACKGROUND, seed=SEED)
     tifffile.imwrite(folder / "psf.tif", kernel)
-    write_volume(folder / "input.zarr", data, voxel_zyx_um=VOXEL_ZYX_UM, name="microtubules")
-    config = make_config(
-        {
-            "input": str(folder / "input.zarr"),
-            "output": str(folder / "deconvolved.zarr"),
-            "psf": (str(folder / "psf.tif"),),
-            "block_shape": BLOCK_SHAPE,
-            "iterations": ITERATIONS,
-        }
+    simulation.write_volume(folder / "input.zarr", data, voxel_zyx_um=VOXEL_ZYX_UM, name="microtubules")
+    summary = pipeline.run(
+        input=str(folder / "input.zarr"),
+        output=str(folder / "deconvolved.zarr"),
+        psf=str(folder / "psf.tif"),
+        block_shape=BLOCK_SHAPE,
+        iterations=ITERATIONS,
+        events=events,
     )
-    summary = pipeline.run(config, events=events)
     result = read_box(omezarr.describe(folder / "deconvolved.zarr"), Box.of_shape(ZYX_SHAPE))
     picture = folder / "before-after.png"
     draw_comparison(picture, {"measured": data, "deconvolved": result, "truth": truth})
-    return DemoResult(quality.rsnr(data, truth), quality.rsnr(result, truth), picture, summary)
+    return DemoResult(metrics.rsnr(data, truth), metrics.rsnr(result, truth), picture, summary)
 
 
-def draw_comparison(path: Path, volumes: dict[str, np.ndarray], zoom: int = 3) -> None:
-    """Draw maximum projections of volumes ``z y x`` side by side: from above, and from the side below it."""
-    panels = [_panel(name, volume, zoom) for name, volume in volumes.items()]
-    gap = 6
-    width = sum(p.width for p in panels) + gap * (len(panels) - 1)
-    canvas = Image.new("L", (width, max(p.height for p in panels)), 255)
-    x = 0
-    for panel in panels:
-        canvas.paste(panel, (x, 0))
-        x += panel.width + gap
+def draw_comparison(path: Path, volumes: dict[str, np.ndarray]) -> None:
+    """Draw maximum projections of volumes ``z y x`` side by side, each under its name."""
+    panels = [projections(volume.astype(np.float32), VOXEL_ZYX_UM, PANEL_PIXELS) for volume in volumes.values()]
+    width, height = panels[0].size
+    canvas = Image.new("L", (len(panels) * (width + GAP) - GAP, height + TITLE_PIXELS), 255)
+    draw = ImageDraw.Draw(canvas)
+    for number, (name, panel) in enumerate(zip(volumes, panels, strict=True)):
+        x = number * (width + GAP)
+        canvas.paste(panel, (x, TITLE_PIXELS))
+        draw.text((x + 4, 3), name, fill=0)
     canvas.save(path)
-
-
-def _panel(name: str, volume: np.ndarray, zoom: int) -> Image.Image:
-    low, high = np.percentile(volume, [1.0, 99.8])
-    grey = np.clip((volume.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1)
-    depth_zoom = max(round(zoom * VOXEL_ZYX_UM[0] / VOXEL_ZYX_UM[1]), 1)
-    above = np.kron(grey.max(axis=0), np.ones((zoom, zoom)))
-    side = np.kron(grey.max(axis=1), np.ones((depth_zoom, zoom)))
-    pixels = np.concatenate([above, np.ones((6, above.shape[1])), side])
-    image = Image.new("L", (pixels.shape[1], pixels.shape[0] + 18), 255)
-    image.paste(Image.fromarray((255 * pixels**0.7).astype(np.uint8)), (0, 18))
-    ImageDraw.Draw(image).text((4, 3), name, fill=0)
-    return image

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 Triple = tuple[int, int, int]
 
 PRIOR_MARGIN = 6
-"""Voxels around the data window that a prior acts on too, where the estimate reaches so far: as many as a filter of the shipped
-models has taps beyond the first, so that all filters that see a datum lie inside.  A prior that ends with the data leaves its
-outermost voxels to the noise."""
+"""Voxels around the data window on which a prior acts too, where the estimate reaches so far.  The filters of the shipped models
+have as many taps beyond the first, so that every filter that sees a voxel of the data acts.  A prior that ended with the data
+would leave its outermost voxels to the noise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""Run a job, resume it, tell where it stands."""
+"""Run a job, resume it, report on it: the functions behind the command line."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -9,298 +10,391 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigdeconv import document as documents
-from bigdeconv import guards, probes
-from bigdeconv import job as jobs
-from bigdeconv import report as reports
-from bigdeconv.engine.cluster import Connection, LocalWorkers, connect, install, require_memory, uninstall
+from bigdeconv.config import JobConfig, make_config
+from bigdeconv.engine.clusters.connection import connect, cuda_devices, memory_limits
+from bigdeconv.engine.plugins import installed
+from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
 from bigdeconv.errors import StoreError
+from bigdeconv.jobs import preconditions
+from bigdeconv.jobs.facts import JobPlan
+from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.jobs.record import identity_of, record_of
+from bigdeconv.jobs.run_log import logged_to
+from bigdeconv.planning import seam_probes
+from bigdeconv.reporting import certificate, figures, html
+from bigdeconv.reporting.certificate import verdict as seam_verdict
+from bigdeconv.reporting.plan_values import plan_values
+from bigdeconv.reporting.status import RunSummary, status_of, summarise
+from bigdeconv.reporting.values import report_values
 from bigdeconv.storage import collection
 from bigdeconv.storage.arrays import sweep_partial
-from bigdeconv.storage.ledger import Ledger, ledger_path
-from bigdeconv.summary import Summary, Tally, summarise
+from bigdeconv.storage.ledger import ledger_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bigdeconv.config import JobConfig
-    from bigdeconv.document import Document
+    from bigdeconv.engine.clusters.connection import Connection
     from bigdeconv.engine.recipe import Recipe
-    from bigdeconv.job import Job, Outline
+    from bigdeconv.jobs.facts import JobFacts
+
+__all__ = [
+    "ChannelNumbers",
+    "Events",
+    "JobPlan",
+    "Progress",
+    "RunSummary",
+    "ledger_path",
+    "plan",
+    "plan_values",
+    "report",
+    "resume",
+    "run",
+    "seam_verdict",
+    "status",
+    "validate",
+]
+LOGGER = logging.getLogger(__name__)
+NO_OUTPUT = "unwritten.zarr"
+"""Output of a plan for which none is given."""
 
 
 @dataclass(slots=True)
 class Events:
-    """What a caller may want to hear about while a run goes on; every default does nothing."""
+    """Functions to call while a run goes on; by default they do nothing."""
 
-    planned: Callable[[Outline], None] = lambda _: None
+    planned: Callable[[JobPlan], None] = lambda _: None
+    calibrated: Callable[[int, ChannelNumbers], None] = lambda *_: None
+    """Called with the number of each channel and the numbers that its blocks share."""
     warned: Callable[[str], None] = lambda _: None
     connected: Callable[[str], None] = lambda _: None
-    """The dashboard's address."""
+    """Called with the address of the dashboard."""
     progressed: Callable[[Progress], None] = lambda _: None
+    """Called after each block."""
     phase: Callable[[str], None] = lambda _: None
+    """Called with ``calibration``, ``blocks``, ``level N`` or ``seams`` when it begins."""
 
 
-def plan(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> Outline:
-    """Plan a job without reading a voxel or writing anything but the cache of halos and costs.
+def plan(config: JobConfig | None = None, tczyx_shape: tuple[int, ...] | None = None, **settings: Any) -> JobPlan:
+    """Plan a job.  No voxel is read; only the cache of halos and costs is written.
 
     Parameters
     ----------
-    tczyx_shape
-        Extent of a volume that does not exist yet: ``config.input`` is not read then, and a PSF may be left out.
+    config : JobConfig, optional
+        Settings; or give them as keywords.
+    tczyx_shape : tuple of int, optional
+        Extent of a volume that does not exist yet: ``input`` is not read then, and a PSF may be left out.
+    **settings : Any
+        Settings by name, see `JobConfig`.
 
     Raises
     ------
     BigdeconvError
-        If the input or a setting does not fit.
+        If the input or a setting cannot be used.
+
+    Examples
+    --------
+    >>> import bigdeconv
+    >>> job = bigdeconv.plan(
+    ...     input="unread.zarr", method="rl", tczyx_shape=(1, 1, 64, 256, 256), block_shape="64,128,128"
+    ... )
+    >>> job.facts.n_blocks
+    4
     """
-    return jobs.inspect(config, tczyx_shape)
+    if config is None:
+        settings.setdefault("output", NO_OUTPUT)
+    return plan_job(_config(config, settings), tczyx_shape)
 
 
-def run(config: JobConfig, *, resume: bool = False, overwrite: bool = False, events: Events | None = None) -> Summary:
-    """Deconvolve a volume.
+def run(
+    config: JobConfig | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    events: Events | None = None,
+    **settings: Any,
+) -> RunSummary:
+    """Deconvolve one or several volumes: ``run(input="in.zarr", output="out.zarr", psf="psf.tif")``.
 
     Parameters
     ----------
-    resume
-        Go on with an unfinished output of the same job.
-    overwrite
-        Replace an existing output, once everything else has been found in order.
+    config : JobConfig, optional
+        Settings; or give them as keywords.
+    resume : bool
+        Continue an unfinished output of the same job.
+    overwrite : bool
+        Replace an existing output, once everything else has been checked.
+    events : Events, optional
+        Functions to call while the run goes on.
+    **settings : Any
+        Settings by name, see `JobConfig`.
+
+    Returns
+    -------
+    RunSummary
+        ``complete`` tells whether every block is written.
 
     Raises
     ------
     OutputExistsError
-        If the output exists and neither is asked for.
+        If the output exists and neither ``resume`` nor ``overwrite`` is given.
     BigdeconvError
-        If the input or a setting does not fit; then nothing has been written.
+        If the input or a setting cannot be used; then nothing has been written.
     ClusterLostError
-        If the workers went away; what is finished stays finished.
+        If the workers went away; finished blocks stay finished.
     """
-    events = events or Events()
-    output = guards.local_output(config.output)
-    goes_on = resume and ledger_path(output).exists()
-    guards.require_writable(output)
-    if not overwrite and not goes_on:
-        guards.require_free(output, asked_to_resume=resume)
+    config, events = _config(config, settings), events or Events()
+    output = preconditions.local_output(config.output)
+    continues = resume and ledger_path(output).exists()
+    preconditions.require_writable(output)
+    if not overwrite and not continues:
+        preconditions.require_free(output, asked_to_resume=resume)
     with _stopping_on_termination():
-        outline = jobs.inspect(config)
+        job_plan = plan_job(config)
         if overwrite:
-            guards.require_replaceable(output, jobs.locations_read(outline))
-        job = jobs.prepare(outline)
-        events.planned(job.outline)
-        for warning in job.warnings:
+            preconditions.require_replaceable(output, locations_read(job_plan.facts))
+        events.planned(job_plan)
+        events.phase("calibration")
+        if continues:
+            stored = OpenRun.open(output)
+            identity = identity_of(job_plan, sample_digests(job_plan))
+            preconditions.require_same_job(stored.record.identity, identity)
+            return _continue(stored, events, scheduler=config.scheduler)
+        job = calibrate_job(job_plan)
+        record = record_of(job)
+        for number, numbers in record.channels.items():
+            events.calibrated(number, numbers)
+        for warning in record.warnings:
             events.warned(warning)
-        document = documents.from_job(job)
-        if goes_on:
-            guards.require_same_job(documents.load(Ledger.open(output)).identity, document.identity)
-            return _go_on(output, events, scheduler=config.scheduler)
-        # The cluster first: nothing is removed or made for a run that has nobody to run on.
-        with connect(config.scheduler, _workers_of(document)) as connection:
-            require_memory(connection, document.peak_bytes_per_worker)
+        # The cluster first: without one nothing is removed or made.
+        with _checked_connection(config.scheduler, job_plan.facts, events) as connection:
             if overwrite:
-                guards.remove(output)
-            _start_ledger(output, job, document)
-            return _execute(output, events, connection)
+                preconditions.remove(output)
+            return _execute(OpenRun.create(output, job, record), events, connection)
 
 
-def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> Summary:
-    """Go on with an interrupted run, from its stored plan alone.
+def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:
+    """Continue an interrupted run from its stored plan; finished blocks are not computed again.
+
+    Parameters
+    ----------
+    output : str or Path
+        Output of the run.
+    scheduler : str, optional
+        Running Dask cluster: address or scheduler file.
+    events : Events, optional
+        Functions to call while the run goes on.
 
     Raises
     ------
     StoreError
-        If there is no ledger, another run is writing, or the input is not the one that was planned.
+        If there is no ledger, another run is writing, or the input has changed.
     """
     with _stopping_on_termination():
-        return _go_on(guards.local_output(str(output)), events or Events(), scheduler=scheduler)
+        path = preconditions.local_output(str(output))
+        return _continue(OpenRun.open(path), events or Events(), scheduler=scheduler)
 
 
 def status(output: str | Path) -> dict[str, Any]:
-    """Tell how far a run is: blocks and a state, ``running``, ``interrupted``, ``incomplete`` or ``complete``."""
-    ledger = Ledger.open(output)
-    document = documents.load(ledger)
-    progress = Progress(document.n_blocks, document.blocks_outside, document.blocks_outside)
-    failed, complete, closed = 0, False, False
-    for record in ledger.records():
-        if "block" in record:
-            progress.blocks_finished += 1
-            progress.blocks_skipped += bool(record.get("skipped"))
-            closed = False
-        elif "complete" in record:
-            complete, failed, closed = record["complete"], record["failed"], True
-    resting = "complete" if complete else "incomplete" if closed else "interrupted"
-    state = "running" if ledger.is_being_written() else resting
-    return {
-        "output": str(output),
-        "state": state,
-        "blocks_total": progress.blocks_total,
-        "blocks_done": progress.blocks_finished,
-        "blocks_skipped": progress.blocks_skipped,
-        "blocks_failed": failed if closed else 0,
-    }
+    """Return the state of a run, ``running``, ``interrupted``, ``incomplete`` or ``complete``, and its numbers of blocks."""
+    return {**status_of(OpenRun.open(output)), "output": str(output)}
 
 
 def validate(output: str | Path, *, deep: bool = False) -> list[str]:
-    """Check an OME-Zarr image, plate or folder of images; return one sentence per problem, none if it is valid."""
+    """Check an OME-Zarr image, plate or folder of images; return one sentence per problem, none if it is valid.
+
+    Parameters
+    ----------
+    output : str or Path
+        Path or URL.
+    deep : bool
+        Also decode every chunk.
+    """
     return collection.validate(output, deep=deep)
 
 
 def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, Any]:
-    """Tell what a run did, and write it beside its ledger as ``report.json`` and ``report.html``.
+    """Return what a run did, and write it beside its ledger as ``report.json`` and ``report.html``.
 
     Parameters
     ----------
-    probes_count
-        How many seams are solved again now, on workers of this machine; None to take what the run has found, or to do what
-        its settings say where it has not.
+    output : str or Path
+        Output of the run.
+    probes_count : int, optional
+        Seams to solve again now, on workers of this machine.  Default: the stored certificate, or as many seams as the settings
+        say where there is none.
 
     Raises
     ------
     StoreError
         If there is no ledger, or seams are to be solved again and the input has changed.
     """
-    output = guards.local_output(str(output))
-    ledger = Ledger.open(output)
-    document = documents.load(ledger)
-    progress = status(output)
-    found = ledger.certificate()
-    if progress["state"] == "complete" and (found is None or probes_count is not None):
-        found = _probe_again(output, ledger, document, probes_count) or found
-    values = reports.values_of(document, progress, found, ledger.records())
-    shown = document.images.outputs(output)[0]
-    images = reports.pictures(document.volume, shown, document.plan, document.config.views_axis)
-    ledger.write_json("report", values)
-    (ledger.path / "report.html").write_text(reports.to_html(values, images), encoding="utf-8")
+    opened = OpenRun.open(preconditions.local_output(str(output)))
+    found = opened.ledger.certificate()
+    if opened.state == "complete" and (found is None or probes_count is not None):
+        found = _probe_again(opened, probes_count) or found
+    facts, values = opened.record.facts, report_values(opened, found)
+    shown = facts.images.outputs(opened.output)[0]
+    images = figures.pictures(facts.first_volume, shown, facts.plans[0], facts.config.views_axis)
+    opened.ledger.write_json("report", values)
+    (opened.ledger.path / "report.html").write_text(html.to_html(values, images), encoding="utf-8")
     return values
 
 
-def _probe_again(output: Path, ledger: Ledger, document: Document, count: int | None) -> dict[str, Any] | None:
-    count = document.config.seam_probes if count is None else count
-    if not _seams_to_probe(ledger, document, count):
+def _config(config: JobConfig | None, settings: dict[str, Any]) -> JobConfig:
+    """Return the settings, from a `JobConfig` or from keywords or from both."""
+    if config is None:
+        return make_config(settings)
+    return make_config({**config.model_dump(exclude_unset=True), **settings}) if settings else config
+
+
+def _probe_again(opened: OpenRun, count: int | None) -> dict[str, Any] | None:
+    count = opened.record.facts.config.seam_probes if count is None else count
+    if not _seams_to_probe(opened, count):
         return None
-    guards.require_same_numbers(document)
-    with ledger.writing(), connect(None, _workers_of(document)) as connection:
-        recipes = documents.make_recipes(document, ledger, output, threads=document.threads)
-        install(connection.client, recipes)
-        found, _ = _certify(connection, recipes, ledger, document, count)
-        uninstall(connection.client, recipes)
+    preconditions.require_same_numbers(opened.record)
+    resources = opened.record.facts.resources
+    with opened.writing(), logged_to(opened.ledger.log_path), connect(None, resources) as connection:
+        recipes = opened.recipes(threads=resources.threads)
+        with installed(connection.client, recipes):
+            found, _ = _certify(connection, recipes, opened, count)
     return found
 
 
-def _go_on(output: Path, events: Events, *, scheduler: str | None) -> Summary:
-    """Do what the ledger says is left to do; nothing is started if nothing is left."""
-    ledger = Ledger.open(output)
-    guards.require_idle(output)
-    document = documents.load(ledger)
-    tally = Tally.of(ledger.records(), document.blocks_outside)
-    if not output.exists() and tally.blocks > document.blocks_outside:
+def _continue(opened: OpenRun, events: Events, *, scheduler: str | None) -> RunSummary:
+    """Compute what the journal does not have; start nothing if nothing is left."""
+    output, journal, facts = opened.output, opened.journal, opened.record.facts
+    preconditions.require_idle(output)
+    if not output.exists() and journal.blocks_finished > facts.blocks_outside:
         raise StoreError(
-            f"output: {str(output)!r} is gone though its ledger has finished blocks; start anew with --overwrite."
+            f"output: {str(output)!r} is gone though its ledger has finished blocks; start the run again with --overwrite."
         )
-    if tally.complete:
-        done = Progress(document.n_blocks, tally.blocks, tally.skipped)
-        summary = summarise(output, done, tally, document.warnings)
-        _add_certificate(summary, ledger.certificate(), [])
+    if journal.complete:
+        summary = summarise(opened)
+        _add_certificate(summary, opened.ledger.certificate(), [])
         return summary
-    guards.require_same_numbers(document)
-    with connect(scheduler, _workers_of(document)) as connection:
-        require_memory(connection, document.peak_bytes_per_worker)
-        return _execute(output, events, connection)
+    preconditions.require_same_numbers(opened.record)
+    with _checked_connection(scheduler, facts, events) as connection:
+        return _execute(opened, events, connection)
 
 
-def _execute(output: Path, events: Events, connection: Connection) -> Summary:
+@contextmanager
+def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) -> Iterator[Connection]:
+    """Connect to a cluster whose workers have the memory and the device of the plan."""
+    with connect(scheduler, facts.resources) as connection:
+        preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)
+        if not connection.is_local or facts.settings.device == "cuda":
+            for warning in preconditions.require_device(cuda_devices(connection), facts.settings.device):
+                events.warned(warning)
+        yield connection
+
+
+def _execute(opened: OpenRun, events: Events, connection: Connection) -> RunSummary:
     """Compute the blocks and levels that the journal does not have."""
     started = time.monotonic()
-    ledger = Ledger.open(output)
-    with ledger.writing():
-        document = documents.load(ledger)
-        _ensure_output(output, document)
-        threads = document.threads if connection.is_local else None
-        recipes = documents.make_recipes(document, ledger, output, threads=threads)
-        tally = Tally.of(ledger.records(), document.blocks_outside)
+    facts = opened.record.facts
+    with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
+        LOGGER.info(
+            "%d of %d blocks to do with %s, %d iterations, on %s",
+            facts.n_blocks - opened.journal.blocks_finished,
+            facts.n_blocks,
+            facts.settings.method,
+            facts.settings.iterations,
+            connection.dashboard,
+        )
+        for number, numbers in opened.record.channels.items():
+            LOGGER.info("channel %d: %s", number, numbers.text)
+        for warning in opened.record.warnings:
+            LOGGER.warning("%s", warning)
+        _ensure_output(opened)
+        recipes = opened.recipes(threads=facts.resources.threads if connection.is_local else None)
 
         def on_finished(record: dict[str, Any], progress: Progress) -> None:
-            ledger.append(record)
-            tally.add(record)
+            opened.append(record)
             events.progressed(progress)
 
-        install(connection.client, recipes)
-        events.connected(connection.dashboard)
-        events.phase("blocks")
-        finished = (r for r in ledger.records() if "block" in r)
-        outside = documents.outside_of(document, ledger)
-        progress = run_blocks(connection, recipes, outside, finished, on_finished)
-        if progress.blocks_finished == progress.blocks_total:
-            progress.errors += _finish_levels(connection, recipes, ledger, tally, events)
-        summary = summarise(output, progress, tally, document.warnings)
-        if summary.complete:
-            ledger.drop_scratch()
-            summary.errors += validate(output)
-        if summary.complete:
-            events.phase("seams")
-            _add_certificate(summary, *_certify(connection, recipes, ledger, document, document.config.seam_probes))
-        uninstall(connection.client, recipes)
+        with installed(connection.client, recipes):
+            events.connected(connection.dashboard)
+            events.phase("blocks")
+            progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
+            if progress.blocks_finished == progress.blocks_total:
+                progress.errors += _finish_levels(connection, recipes, opened, events)
+            summary = summarise(opened, progress)
+            if summary.complete:
+                opened.ledger.drop_scratch()
+                summary.errors += validate(opened.output)
+            if summary.complete:
+                events.phase("seams")
+                _add_certificate(summary, *_certify(connection, recipes, opened, facts.config.seam_probes))
         summary.seconds = round(time.monotonic() - started, 2)
         closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
-        ledger.append({**closing, "seconds": summary.seconds})
+        opened.append({**closing, "seconds": summary.seconds})
+        LOGGER.info("%d of %d blocks done, %d failed", summary.blocks_done, summary.blocks_total, summary.blocks_failed)
     return summary
 
 
-def _finish_levels(
-    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, tally: Tally, events: Events
-) -> list[str]:
-    """Make the levels that no core determines alone, each from the one before; return what failed."""
+def _finish_levels(connection: Connection, recipes: tuple[Recipe, ...], opened: OpenRun, events: Events) -> list[str]:
+    """Make the levels that no core determines alone, each from the next finer one; return what failed."""
     for v, recipe in enumerate(recipes):
         for n, level in enumerate(recipe.plan.levels):
-            if level.in_task or (v, n) in tally.levels:
+            if level.in_task or (v, n) in opened.journal.levels:
                 continue
             events.phase(f"level {n}" + (f" of {recipe.volume.name}" if len(recipes) > 1 else ""))
             if errors := run_pyramid(connection, recipe, v, n):
                 return errors
-            ledger.append({"volume": v, "level": n})
+            opened.append({"volume": v, "level": n})
     return []
 
 
 def _certify(
-    connection: Connection, recipes: tuple[Recipe, ...], ledger: Ledger, document: Document, count: int
+    connection: Connection, recipes: tuple[Recipe, ...], opened: OpenRun, count: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Solve some seams of a finished run again and store what that finds; return it with what failed."""
-    chosen = _seams_to_probe(ledger, document, count)
+    """Solve some seams of a finished run again and store the certificate; return it with what failed."""
+    chosen = _seams_to_probe(opened, count)
     if not chosen:
         return None, []
     measured, errors = run_probes(connection, recipes[0].token, chosen)
-    found = probes.certificate(document.plans, document.config.seam_tolerance, measured)
-    ledger.write_json("certificate", found)
+    facts = opened.record.facts
+    found = certificate.certificate(facts.plans, facts.config.seam_tolerance, measured)
+    opened.ledger.write_json("certificate", found)
     return found, errors
 
 
-def _seams_to_probe(ledger: Ledger, document: Document, count: int) -> list[probes.SeamProbe]:
-    outside = documents.outside_of(document, ledger)
-    return probes.choose(document.plans, count, document.digest, None if outside is None else outside.tobytes())
+def _seams_to_probe(opened: OpenRun, count: int) -> list[seam_probes.SeamProbe]:
+    outside, record = opened.outside(), opened.record
+    return seam_probes.choose(record.facts.plans, count, record.digest, None if outside is None else outside.tobytes())
 
 
-def _add_certificate(summary: Summary, found: dict[str, Any] | None, errors: list[str]) -> None:
+def _add_certificate(summary: RunSummary, found: dict[str, Any] | None, errors: list[str]) -> None:
     summary.seams = found
-    summary.warnings += [*errors, *probes.warnings(found)]
+    warnings = [*errors, *certificate.warnings(found)]
+    for warning in warnings:
+        LOGGER.warning("%s", warning)
+    summary.warnings += warnings
 
 
-def _workers_of(document: Document) -> LocalWorkers:
-    return LocalWorkers(document.workers, document.threads, document.cuda)
-
-
-def _start_ledger(output: Path, job: Job, document: Document) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    Ledger.create(output, documents.dump(document), documents.arrays_of(job), job.outline.model)
-
-
-def _ensure_output(output: Path, document: Document) -> None:
-    """Make the outputs' arrays and metadata, unless an interrupted run has; sweep what it left half-written."""
-    if output.exists():
-        sweep_partial(output)
+def _ensure_output(opened: OpenRun) -> None:
+    """Make the outputs' arrays and metadata, unless an interrupted run has; remove what it left half-written."""
+    if opened.output.exists():
+        sweep_partial(opened.output)
     else:
-        collection.create_outputs(output, document.images, documents.output_specs(document))
+        collection.create_outputs(opened.output, opened.record.facts.images, output_specs(opened.record))
+
+
+@contextmanager
+def _logging_the_end() -> Iterator[None]:
+    """Write the reason to the log where a run ends early."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        LOGGER.warning("interrupted")
+        raise
+    except Exception:
+        LOGGER.exception("ended early")
+        raise
 
 
 @contextmanager

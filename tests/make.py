@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,14 @@ import zarr
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from bigdeconv import document as documents
-from bigdeconv import job as jobs
-from bigdeconv import pipeline, psf
+from bigdeconv import psf
+from bigdeconv.jobs.job import calibrate_job, plan_job
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.jobs.record import record_of
 from bigdeconv.storage.arrays import read_region, write_region
-from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.storage.collection import create_outputs
+from bigdeconv.storage.ledger import ledger_path
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 
 ROOT = Path(__file__).parents[1]
@@ -86,11 +91,10 @@ def plate(path, version, fields):
 
 def start_job(config):
     """Begin a job as a run does, all but its blocks; return the recipes, for one thread per block."""
-    output, job = Path(config.output), jobs.prepare(jobs.inspect(config))
-    document = documents.from_job(job)
-    pipeline._start_ledger(output, job, document)
-    pipeline._ensure_output(output, document)
-    return documents.make_recipes(document, Ledger.open(output), output, threads=1)
+    job = calibrate_job(plan_job(config))
+    run = OpenRun.create(Path(config.output).absolute(), job, record_of(job))
+    create_outputs(run.output, run.record.facts.images, output_specs(run.record))
+    return run.recipes(threads=1)
 
 
 def psf_tiff(path, kernel=None):
@@ -114,9 +118,30 @@ def snapshot(folder):
     }
 
 
+@contextmanager
+def unchanged(folder):
+    """Check that nothing below a folder changes meanwhile."""
+    before = snapshot(folder)
+    yield
+    assert snapshot(folder) == before
+
+
+def copied(output, folder):
+    """Copy an output and its ledger into a folder; the copy resumes as the output that it is."""
+    target = folder / output.name
+    shutil.copytree(output, target)
+    shutil.copytree(ledger_path(output), ledger_path(target))
+    return target
+
+
 def plan_of(output):
-    """Return the document that a run has stored."""
+    """Return the plan that a run has stored."""
     return json.loads((ledger_path(output) / "plan.json").read_text())
+
+
+def log_of(output):
+    """Return the log of a run."""
+    return (ledger_path(output) / "run.log").read_text()
 
 
 def journal_of(output):
@@ -124,6 +149,38 @@ def journal_of(output):
     journal = ledger_path(output) / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def forget_last_block(output):
+    """Cut the journal back to the first block, as if the driver had died then."""
+    journal = ledger_path(output) / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+
+
+def flip(file):
+    """Damage one byte in the middle of a file; doing it twice repairs it."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(bytes(content))
+
+
+def one_object(text):
+    """Return the JSON object that is all of a text: one line and nothing else."""
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    return value
+
+
+class Touch:
+    """Something that makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def bigdeconv(*arguments, **environment):

@@ -26,13 +26,13 @@ WEIGHT_FLOOR = 1e-3
 
 
 def prior_slices(data_shape, psf_shape, margin=6):
-    """Where the prior acts: on the data window and up to six voxels around it, as far as the estimate goes."""
+    """Slices on which the prior acts: the data window and up to six voxels around it, as far as the estimate window reaches."""
     ends = [(n + p - 1, s) for n, p, s in zip(data_shape, psf_shape, data_slices(data_shape, psf_shape), strict=True)]
     return tuple(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for n, s in ends)
 
 
 def data_slices(data_shape, psf_shape):
-    """Where the data window lies inside the estimate window."""
+    """Slices of the data window in the estimate window."""
     return tuple(slice(p - 1 - p // 2, p - 1 - p // 2 + n) for n, p in zip(data_shape, psf_shape, strict=True))
 
 
@@ -88,7 +88,7 @@ def tv_gradient(x, voxel, epsilon=1e-6):
 
 
 def tv_bound(x, voxel, epsilon=1e-6):
-    """Curvature of a separable parabola above R: ``2 |D|^2^T (1 / sqrt(|D x|^2 + epsilon))``."""
+    """Curvature of a separable quadratic majoriser of R: ``2 |D|^2^T (1 / sqrt(|D x|^2 + epsilon))``."""
     bound = np.zeros_like(x)
     differences = _differences(x, voxel)
     long_axes = [a for a, _ in differences]
@@ -383,7 +383,7 @@ def random_data(seed, shape, psfs, background, photons=200.0):
 
 
 def random_weights(seed, shape):
-    """Weights in [0, 1] with scattered zeros and one corner without any datum."""
+    """Weights in [0, 1] with scattered zeros and one corner without any valid voxel."""
     rng = np.random.default_rng(seed)
     weights = rng.uniform(0.0, 1.0, shape)
     weights[rng.uniform(size=shape) < 0.1] = 0.0

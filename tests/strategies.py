@@ -1,14 +1,17 @@
-"""What properties are tried on: boxes, and requests for plans of volumes small enough to count voxel by voxel."""
+"""Hypothesis strategies: boxes, and requests for plans of volumes small enough to count voxel by voxel."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from bigdeconv.geometry import Box, triple
-from bigdeconv.memory import PROCESS_BYTES, Contents
-from bigdeconv.planner import Request
+from bigdeconv.planning.memory import Contents
+from bigdeconv.planning.planner import PlanRequest
+from bigdeconv.planning.resources import Resources
+from bigdeconv.planning.tuned import PROCESS_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +36,7 @@ def boxes(draw: DrawFn, low: int = -6, high: int = 9, least: int = 0) -> Box:
 @st.composite
 def requests(
     draw: DrawFn, *, largest: int = 30, explicit: bool | None = None, volumes: bool = True, **fixed: Any
-) -> Request:
+) -> PlanRequest:
     """A request that can be met: with a block shape given (``explicit``), or with a memory budget that may be small.
 
     ``volumes`` allows more than one time point and channel; ``fixed`` overrides what would be drawn.
@@ -52,7 +55,7 @@ def requests(
         "sharded": draw(st.booleans()),
         "n_levels": draw(st.none() | st.integers(1, 5)),
         "halo": draw(st.none() | triples(0, 5)),
-        "n_workers": draw(st.integers(1, 4)),
+        "resources": Resources(workers=draw(st.integers(1, 4))),
     }
     if volumes:
         values["timepoints"] = draw(st.sampled_from([(0,), (1, 4), (3, 0, 2)]))
@@ -73,8 +76,9 @@ def requests(
     else:
         # Few candidates to choose from, so that a plan takes milliseconds.
         values["chunk_shape"] = triple(max(c, n // 3) for c, n in zip(chunk, extent, strict=True))
-        values["budget_bytes"] = PROCESS_BYTES + draw(st.integers(0, 3_000_000))
-    return Request(**values | fixed)
+        budget_bytes = PROCESS_BYTES + draw(st.integers(0, 3_000_000))
+        values["resources"] = replace(values["resources"], budget_bytes=budget_bytes)
+    return PlanRequest(**values | fixed)
 
 
 @st.composite

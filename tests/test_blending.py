@@ -1,4 +1,4 @@
-"""Blocks that all hold the same volume give that volume back, however they are cut and in whatever order they come."""
+"""Blocks of one volume merge to that volume, for any division into blocks and in any order."""
 
 from itertools import product
 from random import Random
@@ -8,15 +8,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bigdeconv.blending import DIRECTIONS, merge_, ramp, rim_boxes, weigh_
 from bigdeconv.errors import BudgetError
 from bigdeconv.geometry import Box, triple
-from bigdeconv.planner import Request, make_plan
+from bigdeconv.numerics.blending import DIRECTIONS, merge_, overlap_boxes, ramp, weigh_
+from bigdeconv.planning.planner import PlanRequest, make_plan
 from tests.strategies import requests
 
 
 def plan_of(shape, core, blend, **changes):
-    return make_plan(Request(shape, (3, 3, 3), (1, 1, 1), block_shape=core, chunk_shape=core, blend=blend, **changes))
+    return make_plan(
+        PlanRequest(shape, (3, 3, 3), (1, 1, 1), block_shape=core, chunk_shape=core, blend=blend, **changes)
+    )
 
 
 def blockwise(plan, solve, seed=None):
@@ -24,21 +26,21 @@ def blockwise(plan, solve, seed=None):
     shuffle = Random(seed).shuffle if seed is not None else lambda items: None
     tasks = list(plan.tasks())
     shuffle(tasks)
-    cores, rims = {}, {}
+    cores, overlaps = {}, {}
     for task in tasks:
         kept = solve(task).astype(np.float32)
         weigh_(kept, task.core.shape, plan.blend, triple(int(p > 0) for p in task.position))
-        for direction, box in rim_boxes(kept.shape, task.core.shape):
-            rims[task.index, direction] = kept[box.slices].copy()
+        for direction, box in overlap_boxes(kept.shape, task.core.shape):
+            overlaps[task.index, direction] = kept[box.slices].copy()
         cores[task.index] = kept[Box.of_shape(task.core.shape).slices].copy()
     whole = np.full(plan.roi.shape, np.nan, np.float32)
     shuffle(tasks)
     for task in tasks:
         sources = [(d, plan.neighbour(task, triple(-i for i in d))) for d in DIRECTIONS]
         shuffle(sources)
-        incoming = {d: rims.pop((n, d)) for d, n in sources if (n, d) in rims}
+        incoming = {d: overlaps.pop((n, d)) for d, n in sources if (n, d) in overlaps}
         whole[task.core.relative_to(plan.roi.start).slices] = merge_(cores[task.index], incoming)
-    assert not rims
+    assert not overlaps
     return whole
 
 
@@ -77,7 +79,7 @@ class TestPartitionOfUnity:
 
     @pytest.mark.parametrize("blend", [(0, 0, 0), (2, 3, 0)])
     def test_blocks_that_differ_meet_in_the_middle(self, blend):
-        """Each block holds its own index: what comes out are the ramps themselves, by brute force."""
+        """Each block holds its own index, so that the result is the sum of the ramps, here by brute force."""
         plan = plan_of((12, 14, 10), (6, 7, 5), blend)
         expected = np.zeros(plan.roi.shape)
         for task in plan.tasks():
@@ -126,12 +128,12 @@ class TestPieces:
         assert ramp(0).shape == (0,)
 
     @given(st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 2)] * 3))
-    def test_core_and_rims_cut_the_kept_voxels_once(self, core, overlap):
+    def test_core_and_overlap_slabs_partition_the_kept_voxels(self, core, overlap):
         kept = triple(c + o for c, o in zip(core, overlap, strict=True))
         count = np.zeros(kept, int)
         count[Box.of_shape(core).slices] += 1
         directions = []
-        for direction, box in rim_boxes(kept, core):
+        for direction, box in overlap_boxes(kept, core):
             count[box.slices] += 1
             directions.append(direction)
             assert all(d <= o for d, o in zip(direction, overlap, strict=True))
@@ -149,7 +151,7 @@ class TestPieces:
         assert merge_(kept, {(1, 0, 0): np.ones((2, 4, 4), np.float32)}) is kept
         np.testing.assert_allclose(kept[:, 0, 0], [1.25, 1.75, 1, 1])
 
-    def test_an_empty_rim_adds_nothing(self):
+    def test_an_empty_overlap_adds_nothing(self):
         core = np.ones((3, 3, 3), np.float32)
         merge_(core, {(0, 1, 0): np.empty((0, 0, 0), np.float32)})
         np.testing.assert_array_equal(core, 1)

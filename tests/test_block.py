@@ -14,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from bigdeconv.blending import DIRECTIONS
-from bigdeconv.calibration import prepare_views
 from bigdeconv.config import make_config
-from bigdeconv.engine import block, cluster, schedule
+from bigdeconv.engine import block, schedule
+from bigdeconv.engine.clusters.connection import connect
+from bigdeconv.engine.plugins import installed
 from bigdeconv.geometry import triple
-from bigdeconv.pyramid import downsample
-from bigdeconv.storage import arrays
+from bigdeconv.numerics.blending import DIRECTIONS
+from bigdeconv.numerics.camera import prepare_views
+from bigdeconv.numerics.downsampling import downsample
+from bigdeconv.planning.resources import Resources
+from bigdeconv.storage import arrays, locations
+from bigdeconv.storage.ledger import JournalSummary
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from tests import make
 from tests.strategies import requests
@@ -34,6 +38,7 @@ def levels_for_later(recipe):
             yield [(n, *unit) for unit in schedule._pyramid_units(recipe, n)]
 
 
+@pytest.mark.slow
 class TestWriters:
     """zarr has no locks: two writers in one shard, or in one chunk where there are no shards, lose data in silence."""
 
@@ -60,7 +65,7 @@ class TestWriters:
                 await super().set(key, value)
 
         tasks = list(plan.tasks())
-        with mock.patch.object(arrays, "LocalStore", Recording):
+        with mock.patch.object(locations, "LocalStore", Recording):
             for task in random.sample(tasks, len(tasks)):
                 block._write_levels(recipe, task, data[task.core.relative_to(plan.roi.start).slices])
             for units in levels_for_later(recipe):
@@ -99,13 +104,12 @@ def in_this_process(recipe, seed):
 
 def on_workers(recipe, address):
     """Do what a run does."""
-    with cluster.connect(address, cluster.LocalWorkers(1, 1)) as connection:
-        cluster.install(connection.client, (recipe,))
-        progress = schedule.run_blocks(connection, (recipe,), None, (), lambda *_: None)
+    journal = JournalSummary(recipe.plan.n_blocks)
+    with connect(address, Resources()) as connection, installed(connection.client, (recipe,)):
+        progress = schedule.run_blocks(connection, (recipe,), None, journal, lambda *_: None)
         assert progress.blocks_finished == recipe.plan.n_blocks
         for n, level in enumerate(recipe.plan.levels):
             assert level.in_task or schedule.run_pyramid(connection, recipe, 0, n) == []
-        cluster.uninstall(connection.client, (recipe,))
 
 
 @pytest.mark.cluster
@@ -147,10 +151,10 @@ def test_a_window_of_fill_costs_no_more_than_its_reading(tmp_path, monkeypatch):
         "device": "cpu",
     }
     (recipe,) = make.start_job(make_config(job | {"block_shape": (16, 16, 16), "halo": (4, 4, 4), "blend": (0, 0, 0)}))
-    first, validity = recipe.plan.task(0), recipe.channels[0].validity
-    assert validity.fill == 0
+    first, data_mask = recipe.plan.task(0), recipe.channels[0].data_mask
+    assert data_mask.fill == 0
     counts = block._counts(recipe, 0, 0, first.read)
-    _, weights, expected = prepare_views(counts, recipe.camera, validity, first.core.slices)
+    _, weights, expected = prepare_views(counts, recipe.camera, data_mask, first.core.slices)
     assert not weights.any()
     monkeypatch.delattr(block, "prepare_views")
     solved = block.solve_block(recipe, first)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
 
 from bigdeconv.config import JobConfig, make_config, resolve
 from bigdeconv.errors import InvalidInputError
@@ -38,12 +38,12 @@ GOOD = [
     ("views_axis", "v", "v"),
     ("method", "rltv", "rltv"),
     ("iterations", "0", 0),
-    ("tau", "auto", "auto"),
+    ("tau", "auto", None),
     ("tau", "1e-3", 1e-3),
     ("tau", 0, 0.0),
     ("sigma", "0.01", 0.01),
-    ("model", "standin", "standin"),
-    ("background", "auto", "auto"),
+    ("model", "finite-differences", "finite-differences"),
+    ("background", "auto", None),
     ("background", "12.5", 12.5),
     ("intensity_scale", "300", 300.0),
     ("camera_offset", "-3", -3.0),
@@ -52,14 +52,14 @@ GOOD = [
     ("mask", "none", "none"),
     ("mask", "labels.zarr", "labels.zarr"),
     ("block_shape", "64,128,128", (64, 128, 128)),
-    ("block_shape", "auto", "auto"),
+    ("block_shape", "auto", None),
     ("block_shape", (64, 128, 128), (64, 128, 128)),
     ("halo", "0,8,8", (0, 8, 8)),
     ("seam_tolerance", "1e-4", 1e-4),
     ("seam_probes", "0", 0),
     ("blend", "0,0,0", (0, 0, 0)),
-    ("blend", "auto", "auto"),
-    ("memory", "auto", "auto"),
+    ("blend", "auto", None),
+    ("memory", "auto", None),
     ("memory", "8GiB", 8 * 2**30),
     ("memory", "8 gib", 8 * 2**30),
     ("memory", "8G", 8 * 10**9),
@@ -74,7 +74,7 @@ GOOD = [
     ("keep_bits", "10", 10),
     ("chunks", "32,64,64", (32, 64, 64)),
     ("shards", "128,256,256", (128, 256, 256)),
-    ("levels", "auto", "auto"),
+    ("levels", "auto", None),
     ("levels", "4", 4),
     ("ome_version", "0.4", "0.4"),
     ("device", "cpu", "cpu"),
@@ -138,6 +138,8 @@ WRONG = [
     ("memory", "0GiB", "0"),
     ("memory", "-8GiB", "-8GiB"),
     ("memory", "1.2.3GiB", "1.2.3"),
+    ("memory", "8,5GiB", "8,5GiB"),
+    ("memory", "8GiB each", "8GiB each"),
     ("dtype", "int32", "int32"),
     ("output_scale", "-1", "-1"),
     ("keep_bits", "0", "0"),
@@ -163,13 +165,13 @@ class TestValues:
     def test_good(self, name, said, meant):
         found = getattr(made(**{name: said}), name)
         assert found == meant
-        assert type(found) is type(meant)
+        assert type(found) is (ByteSize if name == "memory" and said != "auto" else type(meant))
 
     @pytest.mark.parametrize(("name", "said", "got"), WRONG, ids=ids)
     def test_wrong(self, name, said, got):
-        """One sentence: the option, what it got, what is allowed."""
+        """One sentence: the option, what it got, what is expected."""
         option = name.replace("_", "-")
-        with pytest.raises(InvalidInputError, match=rf"^{option}: got .*{re.escape(got)}.*; .+") as caught:
+        with pytest.raises(InvalidInputError, match=rf"^{option}: got .*{re.escape(got)}.*; expected .+") as caught:
             made(**{name: said})
         text = str(caught.value)
         assert text.count(f"{option}: got") == 1
@@ -205,11 +207,13 @@ class TestValues:
             made(gain="-1", workers="0")
 
     def test_an_unknown_setting(self):
-        with pytest.raises(InvalidInputError, match=r"^blok_shape: there is no such setting\.$"):
+        with pytest.raises(
+            InvalidInputError, match=r"^blok_shape: no such setting; `bigdeconv run --help` lists them\.$"
+        ):
             made(blok_shape="1,2,3")
 
     def test_missing_places(self):
-        with pytest.raises(InvalidInputError, match=r"^output: is missing\.$"):
+        with pytest.raises(InvalidInputError, match=r"^output: missing; it is required\.$"):
             make_config({"input": "in.zarr"})
 
     def test_settings_that_contradict_each_other(self):
@@ -224,9 +228,58 @@ class TestValues:
 
     def test_defaults(self):
         config = made()
-        assert (config.method, config.tau, config.ome_version, config.dtype) == ("garl", "auto", "0.5", "auto")
+        assert (config.method, config.tau, config.ome_version, config.dtype) == ("garl", None, "0.5", None)
         assert config.psf == ()
         assert made(**{k: v for k, v in config.model_dump().items() if k not in PLACES}) == config
+
+
+class TestAutomatic:
+    """``auto`` is a word of the border: behind it, what is left open is None, and what is written to a file says auto again."""
+
+    NAMES = (
+        *("tau", "background", "intensity_scale", "mask", "block_shape", "halo", "blend", "memory"),
+        *("dtype", "output_scale", "levels", "device"),
+    )
+
+    def test_they_are_those_whose_help_names_it(self):
+        options = {n: f.json_schema_extra for n, f in JobConfig.model_fields.items() if f.json_schema_extra}
+        assert {n for n, extra in options.items() if "auto" in extra["metavar"].split("|")} == set(self.NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_becomes_none_and_auto_again(self, name):
+        for said in ("auto", None):
+            assert getattr(made(**{name: said}), name) is None
+        config = made(**{name: "auto"})
+        assert config.model_dump()[name] == config.model_dump(mode="json")[name] == "auto"
+        assert config.deciding().get(name, "auto") == "auto"
+
+    def test_no_value_behind_the_border_is_the_word(self):
+        config = made(**dict.fromkeys(self.NAMES, "auto"))
+        assert "auto" not in {getattr(config, name) for name in JobConfig.model_fields}
+        assert config == made()
+
+    def test_zero_is_not_auto(self):
+        config = made(tau=0, background="0", blend="0,0,0")
+        assert (config.tau, config.background, config.blend) == (0.0, 0.0, (0, 0, 0))
+
+    @pytest.mark.parametrize("name", ["psf_voxel_um", "iterations", "sigma", "chunks", "keep_bits", "workers", "gain"])
+    def test_other_settings_do_not_know_it(self, name):
+        with pytest.raises(InvalidInputError, match=rf"^{name.replace('_', '-')}: got .*auto"):
+            made(**{name: "auto"})
+
+    @pytest.mark.parametrize(
+        ("said", "labels", "masks"),
+        [("auto", None, True), ("none", None, False), ("labels.zarr", "labels.zarr", True)],
+    )
+    def test_a_mask_says_two_things(self, said, labels, masks):
+        config = made(mask=said)
+        assert (config.mask_labels, config.masks_defects) == (labels, masks)
+
+    @pytest.mark.parametrize(("name", "said", "_"), GOOD, ids=ids)
+    def test_what_is_written_to_a_file_is_read_again(self, name, said, _, tmp_path):
+        config = made(**{name: said})
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        assert resolve({}, tmp_path / "job.yaml", {}) == config
 
 
 class TestPrecedence:
@@ -250,7 +303,7 @@ class TestPrecedence:
     def test_the_real_environment(self, monkeypatch):
         monkeypatch.setenv("BIGDECONV_BLOCK_SHAPE", "8,16,32")
         assert resolve(PLACES).block_shape == (8, 16, 32)
-        assert resolve(PLACES, environment={}).block_shape == "auto"
+        assert resolve(PLACES, environment={}).block_shape is None
 
     def test_a_wrong_value_from_anywhere(self, file):
         with pytest.raises(InvalidInputError, match=r"^gain: got '-5'; "):
@@ -291,7 +344,7 @@ class TestFiles:
         assert self.read(tmp_path, "# gain: 3\n") == make_config(PLACES)
 
     def test_a_typing_error(self, tmp_path):
-        with pytest.raises(InvalidInputError, match=r"^gian: there is no such setting\.$"):
+        with pytest.raises(InvalidInputError, match=r"^gian: no such setting; `bigdeconv run --help` lists them\.$"):
             self.read(tmp_path, "gian: 2")
 
     @pytest.mark.parametrize("text", ["gain: [1, 2", "a: b: c", "\tgain: 2", "gain: !!python/object:os.system 1"])

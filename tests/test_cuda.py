@@ -1,4 +1,7 @@
-"""On a GPU: the same results as on a CPU.  Skipped where there is none; ``python -m tests.benchmarks.gpu`` runs them too."""
+"""On a GPU: the same results as on a CPU.  Skipped where there is none; ``python -m tests.benchmarks.gpu`` runs them too.
+
+The modules imported here need neither zarr nor Dask, so that a machine with torch alone can run them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import pytest
 import torch
 
 from bigdeconv import models, psf
-from bigdeconv.deconvolution import make_blur, make_prior, restore
-from bigdeconv.memory import Contents, Extents, device_terms
-from bigdeconv.physics.convolution import Blur
-from bigdeconv.request import _prior_memory
+from bigdeconv.geometry import Box
+from bigdeconv.numerics.convolution import Blur
+from bigdeconv.numerics.restoration import make_prior, restore
+from bigdeconv.planning.memory import Contents, Extents, device_terms
+from bigdeconv.psf import PSF
 from tests import oracle
 from tests.benchmarks import gpu
-from tests.benchmarks.memory import GIB
 
 pytestmark = [
     pytest.mark.cuda,
@@ -24,7 +27,7 @@ pytestmark = [
 @pytest.mark.parametrize("name", gpu.METHODS)
 def test_fifty_iterations_end_where_those_of_a_cpu_end(name):
     with torch.inference_mode():
-        assert gpu.apart(name, "cuda", (24, 40, 42)) < gpu.MOST_APART
+        assert gpu.difference(name, "cuda", (24, 40, 42)) < gpu.MAX_DIFFERENCE
 
 
 def test_the_forward_model_is_that_of_the_equations():
@@ -37,22 +40,32 @@ def test_the_forward_model_is_that_of_the_equations():
 
 
 @pytest.mark.parametrize(
-    ("method", "edge", "views", "weighted"),
-    [("rl", 96, 1, True), ("rl", 320, 1, False), ("rl", 192, 6, True), ("rltv", 288, 1, False), ("garl", 288, 1, True)],
+    ("method", "edge", "views", "weighted", "min_share"),
+    [
+        # Small transforms may need no work space, which the plan counts.
+        ("rl", 96, 1, True, 0.5),
+        ("rl", 320, 1, False, 0.7),
+        ("rl", 192, 6, True, 0.7),
+        ("rltv", 288, 1, False, 0.7),
+        ("garl", 288, 1, True, 0.7),
+    ],
 )
-def test_what_a_block_allocates_is_what_was_promised(method, edge, views, weighted):
+def test_a_block_allocates_the_planned_memory(method, edge, views, weighted, min_share):
+    pytest.importorskip("zarr", reason="the planner's requests come with the readers of volumes")
+    from bigdeconv.jobs.plan_request import prior_memory
+
     model, read = models.resolve("compact"), (edge,) * 3
     settings = gpu.settings(method, model, "cuda", iterations=2)
     photons = np.random.default_rng(0).poisson(20.0, (views, *read)).astype(np.float32)
     weights = np.ones_like(photons) if weighted else None
+    prepared = PSF(np.stack([psf.gaussian((2.0,) * 3)] * views), gpu.VOXEL_ZYX_UM)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    blur = make_blur(np.stack([psf.gaussian((2.0,) * 3)] * views), read, settings)
-    restore(photons, weights, blur, make_prior(settings, model), settings)
+    operator = prepared.operator(Box.of_shape(read), settings)
+    restore(photons, weights, operator, make_prior(settings, model), settings)
     peak = torch.cuda.max_memory_allocated() - before
-    prior = _prior_memory(method, model if method == "garl" else None, cuda=True, threads=1)
-    block = Extents(read, blur.fft_shape, read)
-    promised = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
-    assert peak <= promised
-    assert promised < GIB or peak >= 0.7 * promised
+    prior = prior_memory(settings, model if method == "garl" else None, threads=1)
+    block = Extents(read, operator.fft_shape, read)
+    planned = sum(size for _, size in device_terms(Contents(views, prior=prior), block))
+    assert min_share * planned <= peak <= planned

@@ -9,7 +9,7 @@ import pytest
 import bigdeconv
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
-from bigdeconv.priors.weights import WcrrWeights
+from bigdeconv.numerics.priors.weights import WcrrWeights
 from tests import oracle
 
 PUBLISHED = Path(__file__).parents[1].parent / "shared" / "models" / "pyxudeconv-3Dtubes"

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from bigdeconv.errors import OutputExistsError, StoreError
-from bigdeconv.storage.ledger import Ledger, drop_rim, ledger_path, read_rim, write_rim
+from bigdeconv.jobs import preconditions
+from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.storage.overlaps import drop_overlap, read_overlap, write_overlap
 
-DOCUMENT = {"schema": 1, "core": [8, 8, 8], "unit": "µm"}
+PLAN = {"schema": 1, "core": [8, 8, 8], "unit": "µm"}
 ARRAYS = {"psf": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "flags": np.array([1, 0], np.uint8)}
 RECORDS = [{"block": 0, "max": 1.5}, {"block": 1, "note": "µ\n\r\u2028 σ"}, {"block": 2, "skipped": True}]
 
@@ -22,9 +24,14 @@ def output(tmp_path):
     return tmp_path / "restored.zarr"
 
 
+def records_of(ledger, start=0):
+    """Return the records of a journal without the places where they end."""
+    return [record for record, _ in ledger.records(start)]
+
+
 @pytest.fixture
 def ledger(output):
-    ledger = Ledger.create(output, DOCUMENT, ARRAYS)
+    ledger = Ledger.create(output, PLAN, ARRAYS)
     with ledger.writing():
         for record in RECORDS:
             ledger.append(record)
@@ -34,7 +41,7 @@ def ledger(output):
 class TestPlan:
     def test_comes_back_as_stored(self, output, ledger):
         opened = Ledger.open(output)
-        assert opened.document() == DOCUMENT
+        assert opened.plan() == PLAN
         arrays = opened.arrays()
         assert set(arrays) == set(ARRAYS)
         for name, array in ARRAYS.items():
@@ -48,16 +55,17 @@ class TestPlan:
     def test_lies_beside_the_store(self, output):
         assert ledger_path(output) == output.parent / "restored.zarr.bigdeconv"
         assert ledger_path(f"{output}/") == ledger_path(output)
-        Ledger.create(output, DOCUMENT, ARRAYS)
+        Ledger.create(output, PLAN, ARRAYS)
         assert not output.exists()
         assert [p.name for p in output.parent.iterdir()] == ["restored.zarr.bigdeconv"]
 
     def test_is_never_replaced(self, output, ledger):
         with pytest.raises(
-            OutputExistsError, match=r"^output: there is a ledger .*\.bigdeconv'; .*--resume.*--overwrite"
+            OutputExistsError,
+            match=r"^output: '.*\.bigdeconv' is the ledger of an earlier run; .*--resume.*--overwrite",
         ):
             Ledger.create(output, {"other": 1}, {})
-        assert Ledger.open(output).document() == DOCUMENT
+        assert Ledger.open(output).plan() == PLAN
 
     def test_missing(self, output):
         with pytest.raises(StoreError, match=r"^output: '.*restored.zarr' has no ledger at .*; start it with"):
@@ -69,34 +77,95 @@ class TestPlan:
         assert not ledger_path(output).exists()
         with pytest.raises(StoreError, match="no ledger"):
             Ledger.open(output)
-        assert Ledger.create(output, DOCUMENT, ARRAYS).document() == DOCUMENT
+        assert Ledger.create(output, PLAN, ARRAYS).plan() == PLAN
 
     def test_a_damaged_plan_is_an_error_of_the_store(self, output, ledger):
         (ledger.path / "plan.json").write_text('{"schema": 1, "co')
         with pytest.raises(StoreError, match=r"plan\.json"):
-            Ledger.open(output).document()
+            Ledger.open(output).plan()
 
-    def test_removed(self, output, ledger):
-        ledger.remove()
+    @pytest.mark.parametrize("content", ["[]", "3", "null"])
+    def test_so_is_one_that_is_no_plan(self, content, output, ledger):
+        (ledger.path / "plan.json").write_text(content)
+        with pytest.raises(StoreError, match=r"plan\.json' is damaged \(it holds a \w+, not a plan\)"):
+            Ledger.open(output).plan()
+
+    def test_removed_with_its_output(self, output, ledger):
+        output.mkdir()
+        preconditions.remove(output)
+        assert list(output.parent.iterdir()) == []
+        assert Ledger.create(output, PLAN, ARRAYS).plan() == PLAN
+
+    def test_a_removal_that_is_cut_short_leaves_neither_under_its_name(self, output, ledger, monkeypatch):
+        output.mkdir()
+        (output / "zarr.json").write_text("{}")
+
+        def rmtree(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(preconditions.shutil, "rmtree", rmtree)
+        with pytest.raises(KeyboardInterrupt):
+            preconditions.remove(output)
+        assert not output.exists()
         assert not ledger.path.exists()
-        assert Ledger.create(output, DOCUMENT, ARRAYS).document() == DOCUMENT
+        with pytest.raises(StoreError, match="no ledger"):
+            Ledger.open(output)
+
+
+class TestValues:
+    """Plain values beside the plan: a certificate, a report."""
+
+    def test_they_come_back(self, ledger):
+        assert ledger.certificate() is None
+        ledger.write_json("certificate", {"error": 1e-4, "unit": "µm"})
+        assert ledger.certificate() == {"error": 1e-4, "unit": "µm"}
+
+    def test_they_are_replaced_whole_or_not_at_all(self, ledger, monkeypatch):
+        ledger.write_json("certificate", {"error": 1})
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            ledger.write_json("certificate", {"error": object()})
+
+        def replace(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(OSError, match="No space left"):
+            ledger.write_json("certificate", {"error": 2})
+        assert ledger.certificate() == {"error": 1}
+        assert not [p for p in ledger.path.iterdir() if "partial" in p.name]
+
+    def test_a_damaged_certificate_is_none(self, ledger):
+        (ledger.path / "certificate.json").write_text('{"error": ')
+        assert ledger.certificate() is None
 
 
 class TestJournal:
+    def test_each_record_comes_with_the_place_where_it_ends(self, output, ledger):
+        """Records up to there need not be read again."""
+        whole = (ledger.path / "journal.jsonl").read_bytes()
+        ends = [end for _, end in Ledger.open(output).records()]
+        assert ends == [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+        for n, end in enumerate(ends, 1):
+            assert records_of(ledger, end) == RECORDS[n:]
+        with ledger.writing():
+            written = ledger.append({"block": 3})
+            assert list(ledger.records(ends[-1])) == [({"block": 3}, ends[-1] + written)]
+        assert (ledger.path / "journal.jsonl").stat().st_size == len(whole) + written
+
     def test_comes_back_in_order(self, output, ledger):
-        assert list(Ledger.open(output).records()) == RECORDS
-        assert list(Ledger.create(output.with_name("new"), {}, {}).records()) == []
+        assert records_of(Ledger.open(output)) == RECORDS
+        assert records_of(Ledger.create(output.with_name("new"), {}, {})) == []
 
     def test_goes_on_where_it_stopped(self, output, ledger):
         again = Ledger.open(output)
         with again.writing():
             again.append({"block": 3})
-        assert list(again.records()) == [*RECORDS, {"block": 3}]
+        assert records_of(again) == [*RECORDS, {"block": 3}]
 
     def test_each_line_is_on_disk_at_once(self, ledger):
         with ledger.writing():
             ledger.append({"block": 3})
-            assert list(Ledger.open(ledger.path.with_suffix("")).records())[-1] == {"block": 3}
+            assert records_of(Ledger.open(ledger.path.with_suffix("")))[-1] == {"block": 3}
 
     def test_cut_at_every_byte(self, output, ledger):
         """A crash may leave any part of the last line: it never counts, and the next line does not run into it."""
@@ -108,27 +177,27 @@ class TestJournal:
             path.write_bytes(whole[:length])
             expected = RECORDS if length == len(whole) else RECORDS[:2]
             torn = Ledger.open(output)
-            assert list(torn.records()) == expected
+            assert records_of(torn) == expected
             with torn.writing():
-                assert list(torn.records()) == expected
+                assert records_of(torn) == expected
                 torn.append({"block": 9})
-            assert list(torn.records()) == [*expected, {"block": 9}]
+            assert records_of(torn) == [*expected, {"block": 9}]
             assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
     def test_the_first_line_torn(self, output):
         ledger = Ledger.create(output, {}, {})
         (ledger.path / "journal.jsonl").write_bytes(b'{"blo')
-        assert list(ledger.records()) == []
+        assert records_of(ledger) == []
         with ledger.writing():
             ledger.append({"block": 0})
-        assert list(ledger.records()) == [{"block": 0}]
+        assert records_of(ledger) == [{"block": 0}]
 
     def test_a_damaged_line_in_the_middle_is_an_error_of_the_store(self, output, ledger):
         path = ledger.path / "journal.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(lines[0] + b'{"block": \n' + lines[2])
-        with pytest.raises(StoreError, match=r"journal\.jsonl.*line 2"):
-            list(Ledger.open(output).records())
+        with pytest.raises(StoreError, match=rf"journal\.jsonl' is damaged at byte {len(lines[0])} \("):
+            records_of(Ledger.open(output))
 
     def test_append_only_while_writing(self, ledger):
         with pytest.raises(AssertionError, match=r"outside of `with ledger\.writing"):
@@ -137,7 +206,7 @@ class TestJournal:
             raise RuntimeError("stop")
         with pytest.raises(AssertionError, match=r"outside of `with ledger\.writing"):
             ledger.append({"block": 3})
-        assert list(ledger.records()) == RECORDS
+        assert records_of(ledger) == RECORDS
 
 
 HOLD = """
@@ -152,6 +221,7 @@ with Ledger.open(sys.argv[1]).writing():
 class TestLock:
     REFUSED = r"^output: another run is writing it \(the lock '.*lock' is held\); wait for it or stop it"
 
+    @pytest.mark.cluster
     def test_one_process_at_a_time(self, output, ledger):
         root = str(Path(__file__).parents[1])
         with subprocess.Popen(
@@ -173,7 +243,7 @@ class TestLock:
         assert not ledger.is_being_written()
         with ledger.writing():
             ledger.append({"block": 3})
-        assert list(ledger.records()) == [*RECORDS, {"block": 3}]
+        assert records_of(ledger) == [*RECORDS, {"block": 3}]
 
     def test_one_driver_per_process(self, output, ledger):
         other = Ledger.open(output)
@@ -190,65 +260,66 @@ class TestLock:
         assert not ledger.is_being_written()
         with ledger.writing():
             ledger.append({"block": 3})
-        assert len(list(ledger.records())) == 4
+        assert len(records_of(ledger)) == 4
 
 
-class TestRims:
-    RIM = np.random.default_rng(0).random((2, 3, 4), np.float32)
+class TestOverlaps:
+    SLAB = np.random.default_rng(0).random((2, 3, 4), np.float32)
 
     def test_round_trip(self, tmp_path):
         scratch = tmp_path / "scratch"
         for block in (0, 999, 1000, 123_456_789):
-            write_rim(scratch, block, (0, 1, 1), block + self.RIM)
+            write_overlap(scratch, block, (0, 1, 1), block + self.SLAB)
         for block in (0, 999, 1000, 123_456_789):
-            found = read_rim(scratch, block, (0, 1, 1))
+            found = read_overlap(scratch, block, (0, 1, 1))
             assert found.dtype == np.float32
-            np.testing.assert_array_equal(found, block + self.RIM)
+            np.testing.assert_array_equal(found, block + self.SLAB)
 
-    def test_an_empty_rim(self, tmp_path):
-        write_rim(tmp_path, 5, (1, 0, 0), np.empty((0, 0, 0), np.float32))
-        assert read_rim(tmp_path, 5, (1, 0, 0)).shape == (0, 0, 0)
+    def test_an_empty_slab(self, tmp_path):
+        write_overlap(tmp_path, 5, (1, 0, 0), np.empty((0, 0, 0), np.float32))
+        assert read_overlap(tmp_path, 5, (1, 0, 0)).shape == (0, 0, 0)
 
     def test_each_block_and_direction_has_its_own(self, tmp_path):
         places = [(b, d) for b in (1, 10, 11, 110) for d in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)]]
         for n, place in enumerate(places):
-            write_rim(tmp_path, *place, np.full((1, 1, 1), n, np.float32))
-        assert [read_rim(tmp_path, *place).item() for place in places] == list(range(len(places)))
+            write_overlap(tmp_path, *place, np.full((1, 1, 1), n, np.float32))
+        assert [read_overlap(tmp_path, *place).item() for place in places] == list(range(len(places)))
 
     def test_written_again_it_is_the_later_one(self, tmp_path):
-        """A block that is solved again leaves its rims again."""
-        write_rim(tmp_path, 5, (1, 0, 0), self.RIM)
-        write_rim(tmp_path, 5, (1, 0, 0), self.RIM + 1)
-        np.testing.assert_array_equal(read_rim(tmp_path, 5, (1, 0, 0)), self.RIM + 1)
+        """A block that is solved again leaves its slabs again."""
+        write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
+        write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB + 1)
+        np.testing.assert_array_equal(read_overlap(tmp_path, 5, (1, 0, 0)), self.SLAB + 1)
 
-    def test_no_half_written_rim_is_ever_read(self, tmp_path, monkeypatch):
-        write_rim(tmp_path, 5, (1, 0, 0), self.RIM)
+    def test_no_half_written_slab_is_ever_read(self, tmp_path, monkeypatch):
+        write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
 
         def fails(file, array, **_):
-            file.write(b"\x93NUMPY half")
+            Path(file).write_bytes(b"\x93NUMPY half")
             raise OSError("no space left")
 
         monkeypatch.setattr(np, "save", fails)
         for block in (5, 6):
             with pytest.raises(OSError, match="no space left"):
-                write_rim(tmp_path, block, (1, 0, 0), self.RIM + 1)
+                write_overlap(tmp_path, block, (1, 0, 0), self.SLAB + 1)
         monkeypatch.undo()
-        np.testing.assert_array_equal(read_rim(tmp_path, 5, (1, 0, 0)), self.RIM)
+        np.testing.assert_array_equal(read_overlap(tmp_path, 5, (1, 0, 0)), self.SLAB)
         with pytest.raises(FileNotFoundError, match="6-100"):
-            read_rim(tmp_path, 6, (1, 0, 0))
+            read_overlap(tmp_path, 6, (1, 0, 0))
+        assert [path.name for path in tmp_path.rglob("*.npy")] == ["5-100.npy"]
 
     def test_dropped_once_or_twice(self, tmp_path):
-        write_rim(tmp_path, 5, (1, 0, 0), self.RIM)
-        write_rim(tmp_path, 5, (0, 1, 0), self.RIM)
+        write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
+        write_overlap(tmp_path, 5, (0, 1, 0), self.SLAB)
         for _ in range(2):
-            drop_rim(tmp_path, 5, (1, 0, 0))
+            drop_overlap(tmp_path, 5, (1, 0, 0))
             with pytest.raises(FileNotFoundError, match="5-100"):
-                read_rim(tmp_path, 5, (1, 0, 0))
-        np.testing.assert_array_equal(read_rim(tmp_path, 5, (0, 1, 0)), self.RIM)
+                read_overlap(tmp_path, 5, (1, 0, 0))
+        np.testing.assert_array_equal(read_overlap(tmp_path, 5, (0, 1, 0)), self.SLAB)
 
     def test_scratch_goes_as_a_whole(self, ledger):
         ledger.drop_scratch()
-        write_rim(ledger.path / "scratch", 5, (1, 0, 0), self.RIM)
+        write_overlap(ledger.path / "scratch", 5, (1, 0, 0), self.SLAB)
         ledger.drop_scratch()
         assert not (ledger.path / "scratch").exists()
-        assert list(ledger.records()) == RECORDS
+        assert records_of(ledger) == RECORDS

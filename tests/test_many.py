@@ -39,7 +39,7 @@ def options(source, cluster_address):
 
 @pytest.fixture(scope="module")
 def alone(source, options, tmp_path_factory):
-    """What each volume becomes in a job of its own: the files of its levels."""
+    """Files of the levels of each volume, made in a job of its own."""
     folder = tmp_path_factory.mktemp("alone")
     for name in SHAPES:
         result = bigdeconv("run", source / "data" / name, folder / name, *options)
@@ -61,13 +61,6 @@ def finished(source, options, tmp_path_factory):
 def levels_of(image):
     """Every file of an image but its own metadata, which say what job it is from."""
     return {name: digest for name, digest in make.snapshot(image).items() if name not in {"zarr.json", ".zattrs"}}
-
-
-def copied(output, folder):
-    target = folder / output.name
-    shutil.copytree(output, target)
-    shutil.copytree(ledger_path(output), ledger_path(target))
-    return target
 
 
 def attributes(group):
@@ -247,7 +240,7 @@ class TestLedger:
         assert (status["state"], status["blocks_total"], status["blocks_done"]) == ("complete", 22, 22)
         assert bigdeconv("validate", finished, "--deep").stdout == "valid\n"
         assert {p.name for p in finished.parent.iterdir()} == {"out", "out.bigdeconv"}
-        output = copied(finished, tmp_path)
+        output = make.copied(finished, tmp_path)
         shutil.rmtree(output / "b.zarr" / "1")
         result = bigdeconv("validate", output)
         assert result.exit_code == 3
@@ -291,7 +284,7 @@ class TestLedger:
         assert "shape was (8, 48, 32), is (8, 48, 40)" in result.stderr
 
     def test_overwrite_replaces_a_folder_of_its_own_and_no_other(self, source, options, finished, tmp_path):
-        output = copied(finished, tmp_path)
+        output = make.copied(finished, tmp_path)
         (output / "notes").mkdir()
         before = make.snapshot(tmp_path)
         refused = bigdeconv("run", source / "data" / "*.zarr", output, *options, "--overwrite")
@@ -308,8 +301,8 @@ class TestLedger:
         assert (source / "data" / "a.zarr").exists()
 
     def test_the_report_is_of_all_volumes(self, finished, tmp_path, monkeypatch):
-        """What the run has found at its seams is taken as it is; the pictures are of the first volume."""
-        output = copied(finished, tmp_path)
+        """The stored certificate is taken as it is; the pictures are of the first volume."""
+        output = make.copied(finished, tmp_path)
         monkeypatch.setattr("bigdeconv.pipeline.connect", None)
         result = bigdeconv("report", output, "--json")
         assert result.exit_code == 0, result.stderr

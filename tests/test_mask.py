@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from bigdeconv.config import make_config
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box
-from bigdeconv.job import inspect
-from bigdeconv.planner import Request, make_plan
+from bigdeconv.jobs.job import plan_job
+from bigdeconv.planning.planner import PlanRequest, make_plan
 from bigdeconv.storage import mask as masks
 from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.mask import open_mask
@@ -101,14 +101,14 @@ def whole(job, tmp_path_factory):
     return output
 
 
-def outline_of(source, mask, **changes):
+def job_plan_of(source, mask, **changes):
     config = {"input": str(source[0]), "output": "none", "psf": str(source[1]), "method": "rl", "mask": str(mask)}
     blocks = {"block_shape": (8, 16, 16), "chunks": (8, 16, 16), "halo": (3, 6, 6), "blend": (1, 2, 2)}
-    return inspect(make_config(config | blocks | changes))
+    return plan_job(make_config(config | blocks | changes))
 
 
-def outside(outline):
-    return set(np.flatnonzero(outline.outside))
+def outside(job):
+    return set(np.flatnonzero(job.outside))
 
 
 class TestWhichBlocks:
@@ -118,10 +118,10 @@ class TestWhichBlocks:
         mask = sphere()
         value = {"int32": -3, "uint64": 2**63}.get(dtype, 1)
         data = np.where(mask, np.array(value, dtype), np.array(0, dtype)).astype(dtype)
-        outline = outline_of(source, labels(tmp_path / "m.zarr", data, zarr_format=zarr_format))
-        expected = counted(mask, outline.plan)
+        job = job_plan_of(source, labels(tmp_path / "m.zarr", data, zarr_format=zarr_format))
+        expected = counted(mask, job.facts.largest_plan)
         assert 0 < len(expected) < N_BLOCKS
-        assert outside(outline) == expected
+        assert outside(job) == expected
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
@@ -144,7 +144,7 @@ class TestWhichBlocks:
         stop = tuple(draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True))
         chunk = tuple(draw(st.integers(1, 6)) for _ in shape)
         plan = make_plan(
-            Request(
+            PlanRequest(
                 zyx_shape=shape, psf_shape=(3, 3, 3), voxel_zyx_um=VOXEL, roi=Box(start, stop),
                 chunk_shape=chunk, block_shape=chunk, halo=tuple(draw(st.integers(0, 3)) for _ in shape),
                 blend=tuple(draw(st.integers(0, c // 2)) for c in chunk),
@@ -159,7 +159,7 @@ class TestWhichBlocks:
     def test_bricks_are_read_once_each(self, source, tmp_path, monkeypatch):
         """Read a brick at a time, what is found does not depend on the bricks."""
         path = labels(tmp_path / "m.zarr", sphere())
-        expected = outside(outline_of(source, path))
+        expected = outside(job_plan_of(source, path))
         read = []
 
         def counting(info, box, **chosen):
@@ -169,30 +169,30 @@ class TestWhichBlocks:
         read_box = masks.read_box
         monkeypatch.setattr(masks, "read_box", counting)
         monkeypatch.setattr(masks, "BRICK", 5)
-        assert outside(outline_of(source, path)) == expected
+        assert outside(job_plan_of(source, path)) == expected
         assert len(read) == 4 * 6  # bricks of a chunk of eight
         assert sum(read) == np.prod(SHAPE)
 
     def test_of_a_pyramid_a_coarse_level_is_enough(self, source, tmp_path, monkeypatch):
         fine = sphere()
         coarse = fine.reshape(16, 2, 24, 2, 32, 2).any(axis=(1, 3, 5))
-        monkeypatch.setattr(masks, "LOOKED_AT_VOXELS", coarse.size)
+        monkeypatch.setattr(masks, "MAX_LEVEL_VOXELS", coarse.size)
         path = labels(tmp_path / "m.zarr", fine, paths={"0": (fine, 1), "1": (coarse, 2)})
         assert open_mask(str(path), describe(source[0]), None).info.level == 1
-        outline = outline_of(source, path)
-        assert outside(outline) == counted(coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2), outline.plan)
+        job = job_plan_of(source, path)
+        assert outside(job) == counted(coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2), job.facts.largest_plan)
 
     def test_a_mask_of_a_part_lies_where_its_translation_says(self, source, tmp_path):
         mask = sphere()
         part = mask[8:24, 16:, :40]
         path = labels(tmp_path / "m.zarr", part, translation=(8 * VOXEL[0], 16 * VOXEL[1], 0.0))
-        outline = outline_of(source, path)
-        assert outside(outline) == counted(mask & (np.arange(SHAPE[1]) >= 16)[:, None], outline.plan)
-        assert any("a part of the volume only" in w for w in outline.warnings)
+        job = job_plan_of(source, path)
+        assert outside(job) == counted(mask & (np.arange(SHAPE[1]) >= 16)[:, None], job.facts.largest_plan)
+        assert any("a part of the volume only" in w for w in job.warnings)
 
     def test_units_and_levels_of_the_input_are_minded(self, source, tmp_path):
         path = labels(tmp_path / "m.zarr", sphere(), scale=tuple(1000 * v for v in VOXEL), unit="nanometer")
-        assert outside(outline_of(source, path)) == outside(outline_of(source, source[2]))
+        assert outside(job_plan_of(source, path)) == outside(job_plan_of(source, source[2]))
 
     def test_time_points_and_channels_have_their_own_or_share_one(self, tmp_path):
         data = np.stack([[make.scene(8, 16, 64, seed=2 * t + c) for c in range(3)] for t in range(2)])
@@ -200,15 +200,15 @@ class TestWhichBlocks:
         blocks = {"block_shape": (8, 16, 16), "chunks": (8, 16, 16)}
         mask = np.zeros((2, 1, 8, 16, 64), "uint8")
         mask[0, 0, :, :, 12] = mask[1, 0, :, :, 51] = 1
-        outline = outline_of((image, psf), labels(tmp_path / "m.zarr", mask, axes="tczyx"), **blocks, channels=(2, 0))
-        per_volume = outline.outside.reshape(2, 2, 4)
+        job = job_plan_of((image, psf), labels(tmp_path / "m.zarr", mask, axes="tczyx"), **blocks, channels=(2, 0))
+        per_volume = job.outside.reshape(2, 2, 4)
         assert per_volume[0].tolist() == [[False, False, True, True]] * 2
         assert per_volume[1].tolist() == [[True, True, False, False]] * 2
 
     def test_a_plane_serves_all_planes(self, source, tmp_path):
         plane = sphere()[16]
-        outline = outline_of(source, labels(tmp_path / "m.zarr", plane, axes="yx"))
-        assert outside(outline) == counted(np.broadcast_to(plane, SHAPE), outline.plan)
+        job = job_plan_of(source, labels(tmp_path / "m.zarr", plane, axes="yx"))
+        assert outside(job) == counted(np.broadcast_to(plane, SHAPE), job.facts.largest_plan)
 
 
 class TestRefused:
@@ -235,7 +235,7 @@ class TestRefused:
     )
     def test_with_a_sentence_that_says_why(self, source, tmp_path, make_mask, words):
         with pytest.raises(InvalidInputError, match=r"^mask: ") as caught:
-            outline_of(source, make_mask(tmp_path / "m.zarr"))
+            job_plan_of(source, make_mask(tmp_path / "m.zarr"))
         for word in words:
             assert re.search(word, str(caught.value)), str(caught.value)
 
@@ -253,15 +253,15 @@ class TestRun:
         result = bigdeconv("run", job[0], output, *job[1:], "--mask", source[2], "--json")
         assert result.exit_code == 0, result.stdout
         printed = json.loads(result.stdout)
-        outline = outline_of(source, source[2])
-        skipped = counted(sphere(), outline.plan)
+        job = job_plan_of(source, source[2])
+        skipped = counted(sphere(), job.facts.largest_plan)
         assert (printed["blocks_total"], printed["blocks_done"]) == (N_BLOCKS, N_BLOCKS)
         assert printed["blocks_skipped"] == len(skipped)
         masked, full = make.pixels(output), make.pixels(whole)
         assert full[sphere()].all()
         assert np.array_equal(masked[sphere()], full[sphere()])
         for index in range(N_BLOCKS):
-            core = outline.plan.task(index).core.slices
+            core = job.facts.largest_plan.task(index).core.slices
             assert masked[core].any() == (index not in skipped)
         # The journal has what was computed, and nothing of it is read or kept that was not.
         assert {r["block"] for r in make.journal_of(output) if "block" in r} == set(range(N_BLOCKS)) - skipped
@@ -288,10 +288,10 @@ class TestRun:
         assert bigdeconv("run", image, output, *options).exit_code == 0
         before = make.snapshot(output)
         begin_anew(output)
-        outline = outline_of(source, source[2])
+        job = job_plan_of(source, source[2])
         used = np.zeros(SHAPE, bool)
-        for task in outline.plan.tasks():
-            if not outline.outside[task.index]:
+        for task in job.facts.largest_plan.tasks():
+            if not job.outside[task.index]:
                 used[task.read.slices] = True
         chunks = list(np.ndindex(4, 3, 4))
         spare = [
@@ -307,11 +307,11 @@ class TestRun:
         assert make.snapshot(output) == before
 
     def test_resume_computes_what_is_left_and_no_more(self, source, job, tmp_path, cluster_address):
-        """Stopped when some blocks were done: the rest is computed, the same bytes come out, nothing of the rims stays."""
+        """Stopped when some blocks were done: the rest is computed, the same bytes come out, no overlap slab stays."""
         output, undisturbed = tmp_path / "out.zarr", tmp_path / "whole.zarr"
         options = (*job[1:], "--mask", source[2])
         assert bigdeconv("run", job[0], undisturbed, *options).exit_code == 0
-        n_computed = N_BLOCKS - len(counted(sphere(), outline_of(source, source[2]).plan))
+        n_computed = N_BLOCKS - len(counted(sphere(), job_plan_of(source, source[2]).facts.largest_plan))
         stop_after(5, job[0], output, options)
         status = json.loads(bigdeconv("status", output, "--json").stdout)
         assert status["state"] == "interrupted"
@@ -323,7 +323,7 @@ class TestRun:
         assert len(computed) == len(set(computed)) == n_computed
         assert make.snapshot(output) == make.snapshot(undisturbed)
 
-    def test_rims_that_nobody_waits_for_do_not_stay(self, source, job, tmp_path, monkeypatch):
+    def test_overlap_slabs_that_no_block_waits_for_do_not_stay(self, source, job, tmp_path, monkeypatch):
         """At the end of the blocks the scratch folder is empty, before it is removed."""
         left = []
         monkeypatch.setattr(
@@ -355,7 +355,7 @@ class TestRun:
 
     def test_plan_counts_what_is_left_out(self, source):
         command = ("plan", source[0], "--psf", source[1], *RL, *BLOCKS, "--mask", source[2])
-        n = len(counted(sphere(), outline_of(source, source[2]).plan))
+        n = len(counted(sphere(), job_plan_of(source, source[2]).facts.largest_plan))
         assert json.loads(bigdeconv(*command, "--json").stdout)["blocks_skipped"] == n
         assert re.search(rf"blocks +{N_BLOCKS} \({n} outside the mask\) of 8,16,16", bigdeconv(*command).stdout)
 

@@ -1,27 +1,26 @@
-"""What a plan promises, a real process keeps: a part of ``tests/benchmarks/memory.py``."""
+"""A real process keeps to the memory that a plan promises: a part of ``tests/benchmarks/memory.py``."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.memory import GIB, Case, measure
+from tests.benchmarks.memory import Case, measure
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "min_share"),
     [
-        # Small arrays leave gaps in heaps.
-        Case((64,) * 3, (4.0,) * 3, "garl", views=4),
-        # Every term in use.
-        Case((192,) * 3, (2.0,) * 3, "rl", dtype="float32", output="float32", holes=True),
-        # Above 1 GiB, where much in vain is a fault too, with a prior.
-        Case((192,) * 3, (2.0,) * 3, "rltv"),
+        # Small arrays leave gaps in heaps; measured 0.77, of which the bare process is more than half.
+        (Case((64,) * 3, (4.0,) * 3, "garl", views=4), 0.65),
+        # Every term in use; measured 0.88.
+        (Case((192,) * 3, (2.0,) * 3, "rl", dtype="float32", output="float32", holes=True), 0.7),
+        # With a prior; measured 0.82.
+        (Case((192,) * 3, (2.0,) * 3, "rltv"), 0.7),
     ],
     ids=str,
 )
-def test_the_promise_is_kept_and_no_waste(case):
+def test_a_worker_takes_the_promised_memory_and_not_much_less(case, min_share):
     promised, peak = measure(case)
-    assert peak <= promised
-    assert promised < GIB or peak >= 0.7 * promised
+    assert min_share * promised <= peak <= promised

@@ -1,4 +1,4 @@
-"""``bigdeconv model show --output``: pictures that show what they say, and one sentence where they cannot be drawn."""
+"""``bigdeconv model show --output``: the figures show the model, and one sentence says why they cannot be drawn."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from PIL import Image
 
 from bigdeconv import models
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.models import pictures
-from bigdeconv.priors.wcrr import Wcrr, impulse_response, potential, scaling
+from bigdeconv.models import figures
+from bigdeconv.numerics.priors.wcrr import Wcrr, impulse_response, potential, scaling
 from bigdeconv.storage import weights as storage
 from tests import make
 from tests.make import bigdeconv
@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 
 RNG = np.random.default_rng(5)
 SMALL = replace(
-    models.resolve("standin"),
+    models.resolve("finite-differences"),
     layers=(
         RNG.normal(size=(2, 1, 3, 3, 3)).astype(np.float32),
         RNG.normal(size=(7, 2, 3, 3, 3)).astype(np.float32),
@@ -36,7 +36,7 @@ MANY = replace(
     layers=(RNG.normal(size=(33, 1, 1, 5, 5)).astype(np.float32),),
     scaling=RNG.normal(size=(33, 5)).astype(np.float32),
 )
-MODELS = {"standin": models.resolve("standin"), "seven": SMALL, "many, flat": MANY}
+MODELS = {"finite-differences": models.resolve("finite-differences"), "seven": SMALL, "many, flat": MANY}
 
 
 def panels(figure):
@@ -45,24 +45,24 @@ def panels(figure):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_pictures_are_not_blank(name, tmp_path):
-    files = pictures.save(MODELS[name], tmp_path / "out", {"name": name, "μ": "10"})
+def test_figures_are_not_blank(name, tmp_path):
+    files = models.draw(MODELS[name], tmp_path / "out", {"name": name, "μ": "10"})
     assert {f.name for f in files} == {"filters.png", "potential.png", "scalings.png", "card.txt", "card.json"}
     assert {f.name for f in (tmp_path / "out").iterdir()} == {f.name for f in files}
     for file in files[:3]:
         rgb = np.asarray(Image.open(file).convert("RGB")).astype(int)
         assert min(rgb.shape[:2]) > 300
-        # Neither empty nor black, with something in colour, and nothing that runs over the rim.
+        # Neither empty nor black, with something in colour, and nothing that runs over the border.
         assert 0.5 < (rgb > 200).all(axis=2).mean() < 0.999
         assert (np.ptp(rgb, axis=2) > 60).mean() > 0.001
-        for rim in (rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:]):
-            assert (rim > 240).all()
+        for border in (rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:]):
+            assert (border > 240).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_montage_has_one_panel_per_channel_the_largest_first(name):
     model = MODELS[name]
-    shown = panels(pictures.filters_figure(model, name))
+    shown = panels(figures.filters_figure(model, name))
     order = [int(axes.get_label().removeprefix("channel ")) for axes in shown]
     filters = impulse_response([torch.as_tensor(layer) for layer in model.layers]).numpy()
     assert sorted(order) == list(range(len(filters)))
@@ -78,7 +78,7 @@ def test_the_montage_has_one_panel_per_channel_the_largest_first(name):
 
 def test_a_panel_shows_the_planes_of_its_filter():
     filters = impulse_response([torch.as_tensor(layer) for layer in SMALL.layers]).numpy()
-    axes = panels(pictures.filters_figure(SMALL))[0]
+    axes = panels(figures.filters_figure(SMALL))[0]
     channel = filters[int(axes.get_label().removeprefix("channel "))]
     drawn = np.ma.filled(axes.get_images()[0].get_array().astype(float), np.nan)
     planes = np.split(drawn, np.flatnonzero(np.isnan(drawn[0])), axis=1)
@@ -102,7 +102,7 @@ def test_the_potential_is_the_one_that_the_prior_has():
     x = torch.rand(3, 4, 5, dtype=torch.float64)
     prior = Wcrr(one, sigma=0.02, dtype=torch.float64)
     assert prior.value(x) == pytest.approx(float(potential(one, alpha * x)[0].sum()) / alpha**2)
-    left, right = pictures.potential_figure(SMALL).axes
+    left, right = figures.potential_figure(SMALL).axes
     for axes, part in ((left, 0), (right, 1)):
         where, drawn = axes.lines[0].get_data()
         np.testing.assert_array_equal(drawn, potential(SMALL, torch.from_numpy(where))[part])
@@ -111,7 +111,7 @@ def test_the_potential_is_the_one_that_the_prior_has():
 @pytest.mark.parametrize("name", MODELS)
 def test_the_scalings_are_drawn_for_every_channel(name):
     model = MODELS[name]
-    axes = pictures.scalings_figure(model).axes[0]
+    axes = figures.scalings_figure(model).axes[0]
     lines = {int(line.get_label()): line for line in axes.lines if not line.get_label().startswith("_")}
     assert sorted(lines) == list(range(len(model.scaling)))
     sigma = lines[0].get_xdata()
@@ -137,7 +137,7 @@ def test_the_command_prints_the_card_and_draws(tmp_path):
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in "ab":
-        pictures.save(SMALL, tmp_path / name, {"name": "seven"})
+        models.draw(SMALL, tmp_path / name, {"name": "seven"})
     assert make.snapshot(tmp_path / "a") == make.snapshot(tmp_path / "b")
 
 
@@ -146,14 +146,29 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     assert result.exit_code == 3
     assert result.stderr == f"bigdeconv: output: {str(tmp_path)!r} exists; give another folder, or remove it.\n"
     with pytest.raises(OutputExistsError, match="exists"):
-        pictures.save(SMALL, tmp_path, {})
+        models.draw(SMALL, tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_of_the_model_is_the_default(tmp_path):
+    models.draw(SMALL, tmp_path / "out")
+    assert (tmp_path / "out" / "card.txt").read_text(encoding="utf-8") == models.card_text(models.card(SMALL)) + "\n"
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(StoreError, match="cannot be written"):
+        models.draw(SMALL, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be written"):
-        pictures.save(SMALL, tmp_path / "file" / "folder", {})
+        models.draw(SMALL, tmp_path / "file" / "folder", {})
 
 
 def test_a_model_that_is_none_is_one_sentence(tmp_path):
@@ -169,8 +184,8 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = bigdeconv("model", "show", "--output", tmp_path / "out")
     assert result.exit_code == 3
-    assert result.stderr == "bigdeconv: output: pictures need matplotlib: pip install 'bigdeconv[plot]'.\n"
+    assert result.stderr == "bigdeconv: output: drawing needs matplotlib: pip install 'bigdeconv[plot]'.\n"
     assert not (tmp_path / "out").exists()
     assert bigdeconv("model", "show").exit_code == 0
     with pytest.raises(InvalidInputError, match="pip install"):
-        pictures.potential_figure(SMALL)
+        figures.potential_figure(SMALL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from functools import cache
 
 import numpy as np
@@ -12,15 +11,16 @@ import psutil
 import pytest
 
 import bigdeconv
-from bigdeconv import document, psf, quality, simulation
+from bigdeconv import psf, simulation
 from bigdeconv.config import make_config
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.numerics import metrics
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import read_box, write_region
-from bigdeconv.storage.ledger import Ledger
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
-from tests import make
+from tests import make, patience
 
 pytestmark = pytest.mark.cluster
 
@@ -60,7 +60,7 @@ def whole_volume(settings):
     data, kernel = tubes()
     return bigdeconv.deconvolve(
         data.astype(np.float32),
-        psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).kernels[0],
+        psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).views[0],
         method=settings.method,
         iterations=settings.iterations,
         background=settings.background,
@@ -83,7 +83,7 @@ def tiled(tmp_path_factory, cluster_address):
 
     def made(method, blend):
         output = outputs(method, blend)
-        return output, whole_volume(document.load(Ledger.open(output)).channels[0].settings)
+        return output, whole_volume(OpenRun.open(output).record.channels[0].settings)
 
     return made
 
@@ -95,18 +95,18 @@ class TestSeams:
     @pytest.mark.parametrize("blend", [4, 0])
     def test_blocks_equal_the_whole(self, tiled, method, blend):
         output, whole = tiled(method, blend)
-        plan = document.load(Ledger.open(output)).plan
+        plan = OpenRun.open(output).record.facts.plans[0]
         assert (plan.n_blocks, plan.blend) == (27, (blend,) * 3)
         blocks = result_of(output)
-        seams = quality.seam_error(blocks, whole, ((20, 40),) * 3, max(2, blend))
+        seams = metrics.seam_error(blocks, whole, ((20, 40),) * 3, max(2, blend))
         # The halo of two radii promises 5e-4 at ten iterations; a block that read its data one voxel off gives 1e-1.
         assert max(seams) < 2e-3
         assert np.linalg.norm(blocks - whole) < 1e-3 * np.linalg.norm(whole)
 
     def test_a_halo_too_small_shows_at_the_seams(self, tmp_path, cluster_address):
         output = run(tmp_path, cluster_address, *tubes(), method="rl", halo=(0,) * 3, blend=(0,) * 3, **IN_27_BLOCKS)
-        whole = whole_volume(document.load(Ledger.open(output)).channels[0].settings)
-        assert max(quality.seam_error(result_of(output), whole, ((20, 40),) * 3, 2)) > 0.02
+        whole = whole_volume(OpenRun.open(output).record.channels[0].settings)
+        assert max(metrics.seam_error(result_of(output), whole, ((20, 40),) * 3, 2)) > 0.02
 
     def test_a_region_equals_that_part_of_the_full_run(self, tiled, tmp_path, cluster_address):
         full, _ = tiled("garl", 4)
@@ -148,7 +148,7 @@ class TestCamera:
                 folder, cluster_address, counts, kernel,
                 iterations=10, dtype="float32", camera_offset=100.0, gain=1 / factor,
             )  # fmt: skip
-            results.append((result_of(output), document.load(Ledger.open(output)).channels[0].settings.tau))
+            results.append((result_of(output), OpenRun.open(output).record.channels[0].settings.tau))
         (plain, tau), (amplified, tau_amplified) = results
         assert tau_amplified == pytest.approx(tau, rel=1e-6)
         # The same photons; what is written is in photons too.
@@ -163,23 +163,23 @@ class TestKilled:
         make.volume(tmp_path / "input.zarr", data)
         make.psf_tiff(tmp_path / "psf.tif", kernel)
         options = ("--psf", "psf.tif", "--iterations", "6", "--block-shape", "20,20,20", "--workers", "2")
-        undisturbed = make.start("run", "input.zarr", "whole.zarr", *options, cwd=tmp_path)
-        _, stderr = undisturbed.communicate(timeout=200)
-        assert undisturbed.returncode == 0, stderr
+        uninterrupted = make.start("run", "input.zarr", "whole.zarr", *options, cwd=tmp_path)
+        _, stderr = patience.outcome(uninterrupted, 60)
+        assert uninterrupted.returncode == 0, stderr
 
         killed = make.start("run", "input.zarr", "killed.zarr", *options, cwd=tmp_path)
-        wait_for_blocks(tmp_path / "killed.zarr", 6, killed)
+        patience.wait_until(lambda: len(blocks_of(tmp_path / "killed.zarr")) >= 6, 60, killed)
         kill_tree(killed.pid)
-        killed.communicate(timeout=30)
-        before = [r["block"] for r in make.journal_of(tmp_path / "killed.zarr") if "block" in r]
+        patience.outcome(killed, 10)
+        before = blocks_of(tmp_path / "killed.zarr")
         assert 6 <= len(before) < 27
         assert bigdeconv.status(tmp_path / "killed.zarr")["state"] == "interrupted"
 
         resumed = make.start("resume", "killed.zarr", "--json", cwd=tmp_path)
-        stdout, stderr = resumed.communicate(timeout=200)
+        stdout, stderr = patience.outcome(resumed, 60)
         assert resumed.returncode == 0, stderr
         assert json.loads(stdout)["blocks_done"] == 27
-        after = [r["block"] for r in make.journal_of(tmp_path / "killed.zarr") if "block" in r]
+        after = blocks_of(tmp_path / "killed.zarr")
         assert after[: len(before)] == before
         assert sorted(after) == list(range(27))
         assert make.snapshot(tmp_path / "killed.zarr") == make.snapshot(tmp_path / "whole.zarr")
@@ -194,7 +194,7 @@ class TestShapes:
         output = run(tmp_path, cluster_address, data, psf.gaussian(make.SIGMA_ZYX, truncate=3.0), **settings)
         info = omezarr.describe(output)
         assert (info.axes, info.shape) == (("t", "c", "z", "y", "x"), data.shape)
-        kernel = psf.prepare(psf.gaussian(make.SIGMA_ZYX, truncate=3.0), voxel_zyx_um=VOXEL_UM).kernels[0]
+        kernel = psf.prepare(psf.gaussian(make.SIGMA_ZYX, truncate=3.0), voxel_zyx_um=VOXEL_UM).views[0]
         for t, c in ((0, 1), (1, 0)):
             alone = bigdeconv.deconvolve(
                 data[t, c].astype(np.float32), kernel, method="rl", iterations=3, background=20, intensity_scale=100
@@ -221,22 +221,22 @@ class TestShapes:
         output = run(tmp_path, cluster_address, data, kernels, axes=("v", "z", "y", "x"), **settings)
         info = omezarr.describe(output)
         assert info.axes == ("z", "y", "x")
-        stored = document.load(Ledger.open(output)).channels[0].settings
-        prepared = psf.prepare(kernels, voxel_zyx_um=VOXEL_UM).kernels
+        stored = OpenRun.open(output).record.channels[0].settings
+        prepared = psf.prepare(kernels, voxel_zyx_um=VOXEL_UM).views
         alone = bigdeconv.deconvolve(
             data.astype(np.float32), prepared, method="rl", iterations=15, background=3,
             intensity_scale=stored.intensity_scale,
         )  # fmt: skip
         assert np.linalg.norm(result_of(output) - alone) < 1e-4 * np.linalg.norm(alone)
         one = bigdeconv.deconvolve(data[0].astype(np.float32), prepared[0], method="rl", iterations=15, background=3)
-        assert quality.rsnr(alone, truth) > quality.rsnr(one, truth) + 1
+        assert metrics.rsnr(alone, truth) > metrics.rsnr(one, truth) + 1
 
     @pytest.mark.parametrize("version", ["0.4", "0.5"])
     def test_levels_are_means_of_what_is_stored(self, tmp_path, cluster_address, version):
         data, kernel = tubes(shape=(50, 70, 90))
         settings = {"method": "rl", "iterations": 3, "block_shape": (32, 32, 32), "chunks": (16, 16, 16), "levels": 4}
         output = run(tmp_path, cluster_address, data, kernel, ome_version=version, input_version=version, **settings)
-        plan = document.load(Ledger.open(output)).plan
+        plan = OpenRun.open(output).record.facts.plans[0]
         assert {level.in_task for level in plan.levels} == {True, False}
         for n in range(1, 4):
             fine, coarse = result_of(output, n - 1).astype(np.float64), result_of(output, n)
@@ -247,7 +247,7 @@ class TestShapes:
 
 
 class TestDtypes:
-    """Whatever numbers the input holds, in whatever order of bytes, they are the same photons."""
+    """Any type and order of bytes of the input gives the same photons."""
 
     @pytest.mark.parametrize(
         ("dtype", "version"),
@@ -275,7 +275,7 @@ class TestDtypes:
         )
         assert omezarr.describe(tmp_path / "input.zarr").dtype == kind.str
         saturation = float(np.iinfo(kind).max) if kind.kind in "iu" and kind.itemsize <= 2 else None
-        prepared = psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).kernels[0]
+        prepared = psf.prepare(kernel, voxel_zyx_um=VOXEL_UM).views[0]
         alone = bigdeconv.deconvolve(data, prepared, **given, saturation=saturation, voxel_zyx_um=VOXEL_UM)
         assert np.abs(result_of(output) - alone).max() < 1e-5 * alone.max()
 
@@ -307,7 +307,7 @@ class TestLevel:
         assert info.zyx_shape == coarse.shape
         assert info.voxel_zyx_um == pytest.approx((0.3, 0.2, 0.2))
         assert info.translation_zyx_um == pytest.approx((1.0, 0.05, 0.05))
-        prepared = psf.prepare(kernel, voxel_zyx_um=(0.3, 0.2, 0.2)).kernels[0]
+        prepared = psf.prepare(kernel, voxel_zyx_um=(0.3, 0.2, 0.2)).views[0]
         del settings["dtype"]
         alone = bigdeconv.deconvolve(coarse, prepared, **settings, voxel_zyx_um=(0.3, 0.2, 0.2))
         assert np.linalg.norm(result_of(output) - alone) < 1e-4 * np.linalg.norm(alone)
@@ -342,13 +342,9 @@ class TestResume:
             bigdeconv.run(make_config(job | {"method": "rl", "iterations": 2}), resume=True)
 
 
-def wait_for_blocks(output, n, process):
-    for _ in range(1200):
-        if sum("block" in r for r in make.journal_of(output)) >= n:
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError("no blocks were finished in a minute")
+def blocks_of(output):
+    """Return the blocks that a journal names, in its order."""
+    return [record["block"] for record in make.journal_of(output) if "block" in record]
 
 
 def kill_tree(pid):

@@ -14,29 +14,29 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bigdeconv import seams
-from bigdeconv.blocks import Plan, Series
-from bigdeconv.costs import Costs, Rates
 from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, Grid, ceil_div, fast_length, triple
-from bigdeconv.memory import (
-    CUDA_PROCESS_BYTES,
-    HEAP_BYTES,
-    PROCESS_BYTES,
+from bigdeconv.planning import seam_error as seams
+from bigdeconv.planning.blocks import BlockSequence, Plan
+from bigdeconv.planning.cost import Costs, Rates
+from bigdeconv.planning.memory import (
     Contents,
     Extents,
     PriorMemory,
     device_terms,
+    driver_terms,
     host_terms,
     worker_terms,
 )
-from bigdeconv.planner import BLEND, Request, make_plan
-from bigdeconv.seams import Decay
+from bigdeconv.planning.planner import BLEND, PlanRequest, make_plan
+from bigdeconv.planning.seam_error import EdgeErrorProfile
+from bigdeconv.planning.tuned import CUDA_PROCESS_BYTES, HEAP_BYTES, PROCESS_BYTES
 from tests.strategies import requests, triples
 
 DIRECTIONS = [d for d in product((0, 1), repeat=3) if any(d)]
 TOO_LITTLE = (
-    r"^memory: a block of \d+,\d+,\d+ with its halo of .* needs .* per worker, allowed are .*; --memory .*GiB would do"
+    r"^memory: a block of \d+,\d+,\d+ with its halo of .* needs .* per worker, but its budget is .*; "
+    r"--memory .*GiB would fit"
 )
 
 
@@ -64,7 +64,14 @@ def simple(**changes):
         "chunk_shape": (8, 8, 8),
         "block_shape": (16, 16, 16),
     }
-    return Request(**values | changes)
+    return with_resources(PlanRequest(**values), **changes)
+
+
+def with_resources(request, **changes):
+    """The request with other values; what belongs to the workers goes into its resources."""
+    names = {"budget_bytes", "device_budget_bytes", "workers"}
+    resources = replace(request.resources, **{n: v for n, v in changes.items() if n in names})
+    return replace(request, **{n: v for n, v in changes.items() if n not in names}, resources=resources)
 
 
 class TestBlocks:
@@ -137,7 +144,7 @@ class TestBlocks:
                 room = 0 if above is None else plan.task(above).core.shape[axis]
                 assert overlap == min(2 * plan.blend[axis], room)
                 shared += overlap
-        assert plan.overlaps == (shared > 0)
+        assert plan.has_overlaps == (shared > 0)
 
     def test_blocks_cross_the_narrowest_section(self):
         plan = make_plan(simple(zyx_shape=(32, 64, 48)))
@@ -154,10 +161,10 @@ class TestBlocks:
     @pytest.mark.parametrize("shape", [(1, 200, 300), (200, 1, 1), (1, 1, 1), (3, 500, 2), (7, 130, 64)])
     def test_flat_and_thin_volumes(self, shape):
         """A PSF may be larger than the volume; an axis of one voxel is never halved."""
-        plan = make_plan(Request(zyx_shape=shape, psf_shape=(9, 9, 9), voxel_zyx_um=(1, 1, 1), n_levels=4))
+        plan = make_plan(PlanRequest(zyx_shape=shape, psf_shape=(9, 9, 9), voxel_zyx_um=(1, 1, 1), n_levels=4))
         assert plan.core_shape == shape
         assert plan.n_blocks == 1
-        assert not plan.overlaps
+        assert not plan.has_overlaps
         task = plan.task(0)
         assert task.core == task.keep == task.read == Box.of_shape(shape)
         for level in plan.levels:
@@ -316,7 +323,7 @@ class TestCosts:
         assert [per_voxel(n) for n in (16, 200, 216)] == pytest.approx([3, 3, 15])
 
     def test_dear_reading_makes_larger_blocks(self):
-        request = simple(zyx_shape=(512,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**30, n_workers=2)
+        request = simple(zyx_shape=(512,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**30, workers=2)
         chunked = replace(request, input_chunk_shape=(1, 512, 512))
         cheap, dear = (make_plan(replace(chunked, costs=Costs(decode=d))) for d in (0.0, 1e-6))
         assert dear.decode_amplification < cheap.decode_amplification
@@ -332,10 +339,10 @@ class TestCosts:
             # The smallest block of one chunk is too much indeed.
             extent = (request.roi or Box.of_shape(request.zyx_shape)).shape
             smallest = triple(min(c, n) for c, n in zip(request.chunk_shape, extent, strict=True))
-            plan = make_plan(replace(request, block_shape=smallest, budget_bytes=2**60))
-            assert plan.peak_bytes_per_worker > request.budget_bytes
+            plan = make_plan(with_resources(request, block_shape=smallest, budget_bytes=2**60))
+            assert plan.peak_bytes_per_worker > request.resources.budget_bytes
         else:
-            assert plan.peak_bytes_per_worker <= request.budget_bytes
+            assert plan.peak_bytes_per_worker <= request.resources.budget_bytes
             assert plan.memory == worker_terms(request.contents, plan.extents)
             assert plan.peak_bytes_per_worker == sum(size for _, size in plan.memory) > PROCESS_BYTES
 
@@ -376,41 +383,52 @@ class TestCosts:
             "weights": 2 * 1000 * 4,
             "estimate, momentum, sensitivity": 3 * spectrum,
             "OTFs": 2 * spectrum,
-            "FFT work, or the prior's": work,
+            "FFT work, or that of the prior": work,
         }
         beside = {
             "next block": 2 * 1000 * 2,
             "solved core that waits": 512 * 4,
-            "last block: core, rims, levels, codecs": 512 * 20,
+            "last block: core, overlap slabs, levels, codecs": 512 * 20,
         }
         gaps = {"kept in heaps": work * 3 // 4}
         assert dict(worker_terms(contents, block)) == {"process": PROCESS_BYTES + 300} | solver | gaps | beside
         photons = {"photons and weights, two blocks": 2 * 2 * 1000 * 9}
         assert dict(host_terms(contents, block)) == {"process": CUDA_PROCESS_BYTES} | photons | beside
-        on_device = {"FFT work, or the prior's": work - 8 * slab, "FFT library": spectrum}
+        on_device = {"FFT work, or that of the prior": work - 8 * slab, "FFT library": spectrum}
         assert dict(device_terms(contents, block)) == solver | on_device
 
         plain = replace(contents, prior=None)
         planes = spectrum * 10 // 12
-        assert dict(worker_terms(plain, block))["FFT work, or the prior's"] == 2 * spectrum + planes + 5 * slab
+        assert dict(worker_terms(plain, block))["FFT work, or that of the prior"] == 2 * spectrum + planes + 5 * slab
         single = replace(plain, n_views=1)
-        assert dict(worker_terms(single, block))["FFT work, or the prior's"] == spectrum + 5 * slab
-        assert dict(device_terms(single, block))["FFT work, or the prior's"] == 4 * spectrum + 4 * 12 * 12 * 16
+        assert dict(worker_terms(single, block))["FFT work, or that of the prior"] == spectrum + 5 * slab
+        assert dict(device_terms(single, block))["FFT work, or that of the prior"] == 4 * spectrum + 4 * 12 * 12 * 16
+
+    def test_driver_terms_by_hand(self):
+        window = Extents((10, 10, 10), (12, 12, 16), (10, 10, 10))
+        spectrum = 8 * 12 * 12 * 9
+        planes = spectrum * 10 // 12
+        restored = 2 * 8000 + 3 * spectrum + 2 * spectrum + (2 * spectrum + planes + 5 * 2**19)
+        few, many = (dict(driver_terms(Contents(2), n, window)) for n in (1000, 10**7))
+        last = "estimates, or the restoration of a sample"
+        assert few == {"process": PROCESS_BYTES, "samples": 2000, last: restored}
+        assert many == {"process": PROCESS_BYTES, "samples": 2 * 10**7, last: 8 * 10**7}
+        assert dict(driver_terms(Contents(input_itemsize=8), 10**7, window))[last] == 16 * 10**7
 
     def test_a_slab_is_a_plane_where_planes_are_large(self):
         block = Extents((20, 800, 900), (20, 800, 900), (8, 8, 8))
         spectrum = 8 * 20 * 800 * 451
-        assert dict(worker_terms(Contents(), block))["FFT work, or the prior's"] == spectrum + 5 * spectrum // 20
+        assert dict(worker_terms(Contents(), block))["FFT work, or that of the prior"] == spectrum + 5 * spectrum // 20
 
     def test_a_gpu_has_a_budget_of_its_own(self):
         """The larger of the two blocks that the host has room for does not fit the device."""
         request = simple(zyx_shape=(300,) * 3, block_shape=None, chunk_shape=(32,) * 3, budget_bytes=2**40)
-        roomy = make_plan(replace(request, device_budget_bytes=2**40))
-        tight = make_plan(replace(request, device_budget_bytes=2**26))
+        roomy = make_plan(with_resources(request, device_budget_bytes=2**40))
+        tight = make_plan(with_resources(request, device_budget_bytes=2**26))
         assert roomy.peak_bytes_per_device > 2**26 >= tight.peak_bytes_per_device > 0
         assert make_plan(request).device_memory == ()
-        with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, allowed are 0.00 GiB\.$"):
-            make_plan(replace(request, device_budget_bytes=1000))
+        with pytest.raises(BudgetError, match=r"needs .* GiB per GPU, but its budget is 0.00 GiB\.$"):
+            make_plan(with_resources(request, device_budget_bytes=1000))
 
     def test_heaps_keep_so_much_of_large_arrays_and_no_more(self):
         cubes = [(n, 256, 256) for n in (64, 128, 256)]
@@ -423,24 +441,24 @@ class TestCosts:
         """Stated is at least what waits at any time when blocks are done one by one, and not much more."""
         plan = make_plan(simple(zyx_shape=shape, chunk_shape=core, block_shape=core, blend=blend))
         most = most_waiting_rim_bytes(plan)
-        assert most <= plan.rim_bytes
+        assert most <= plan.overlap_bytes
         if min(plan.grid.counts) >= 3:
-            assert plan.rim_bytes <= 3 * most
+            assert plan.overlap_bytes <= 3 * most
 
     def test_rims_of_large_blocks(self):
         plan = make_plan(simple(zyx_shape=(1000, 700, 512), chunk_shape=None, block_shape=(128,) * 3))
         most = most_waiting_rim_bytes(plan)
-        assert most <= plan.rim_bytes <= 1.5 * most
+        assert most <= plan.overlap_bytes <= 1.5 * most
 
     def test_without_overlap_nothing_waits(self):
-        assert make_plan(simple(blend=(0, 0, 0))).rim_bytes == 0
-        assert make_plan(simple(block_shape=(64, 64, 64))).rim_bytes == 0
+        assert make_plan(simple(blend=(0, 0, 0))).overlap_bytes == 0
+        assert make_plan(simple(block_shape=(64, 64, 64))).overlap_bytes == 0
 
     @pytest.mark.parametrize("block_shape", [(64, 64, 64), None], ids=["given", "chosen"])
     def test_a_million_blocks_are_cheap(self, block_shape):
-        request = Request((6400,) * 3, (33, 17, 17), (1.0, 1.0, 1.0), block_shape=block_shape)
+        request = PlanRequest((6400,) * 3, (33, 17, 17), (1.0, 1.0, 1.0), block_shape=block_shape)
         if block_shape is None:
-            request = replace(request, timepoints=tuple(range(2000)), budget_bytes=6 * 2**30)
+            request = with_resources(request, timepoints=tuple(range(2000)), budget_bytes=6 * 2**30)
         rng = random.Random(0)
         tracemalloc.start()
         try:
@@ -455,7 +473,7 @@ class TestCosts:
 
 
 def most_waiting_rim_bytes(plan: Plan) -> int:
-    """Do the blocks one by one: leave rims, then take in and drop those of the lower neighbours."""
+    """Do the blocks one by one: leave overlaps, then take in and drop those of the lower neighbours."""
     waiting: dict[tuple[int, tuple], int] = {}
     most = total = 0
     for task in plan.tasks():
@@ -476,30 +494,34 @@ def most_waiting_rim_bytes(plan: Plan) -> int:
 def falling(per_voxel):
     """An error of one half where the data end, that falls by a factor with every voxel."""
     curve = tuple(0.5 * per_voxel**d for d in range(40))
-    return Decay(curve, curve)
+    return EdgeErrorProfile(curve, curve)
 
 
 class TestSeams:
     """What a calibration hands on decides the halo, axis by axis."""
 
     def test_the_halo_is_what_the_tolerance_takes(self):
-        request = simple(decays=(falling(0.5), falling(0.7), falling(0.9)), seam_tolerance=1e-2)
+        request = simple(edge_profiles=(falling(0.5), falling(0.7), falling(0.9)), seam_tolerance=1e-2)
         plan = make_plan(request)
-        assert plan.halo == tuple(seams.least_halo(d, b, 1e-2) for d, b in zip(request.decays, plan.blend, strict=True))
+        assert plan.halo == tuple(
+            seams.min_halo(d, b, 1e-2) for d, b in zip(request.edge_profiles, plan.blend, strict=True)
+        )
         assert plan.halo[0] < plan.halo[1] < plan.halo[2]
         assert max(plan.seam_errors[:2]) <= 1e-2 / seams.SAFETY
 
     def test_a_smaller_tolerance_takes_more(self):
-        decays = (falling(0.6),) * 3
-        halos = [make_plan(simple(decays=decays, seam_tolerance=t)).halo[0] for t in (1e-1, 1e-2, 1e-3, 1e-4)]
+        edge_profiles = (falling(0.6),) * 3
+        halos = [
+            make_plan(simple(edge_profiles=edge_profiles, seam_tolerance=t)).halo[0] for t in (1e-1, 1e-2, 1e-3, 1e-4)
+        ]
         assert halos == sorted(set(halos))
 
     @given(halo=triples(0, 9), blend=triples(0, 4), core=st.sampled_from([(16, 16, 16), (8, 24, 64)]))
     @settings(max_examples=40, deadline=None)
     def test_a_given_halo_is_kept_and_judged_by_what_the_windows_have(self, halo, blend, core):
         """Rounding to fast lengths gives some windows more than was asked for; at the volume's faces nothing is missing."""
-        decay = falling(0.7)
-        plan = make_plan(simple(halo=halo, blend=blend, block_shape=core, decays=(decay,) * 3))
+        profile = falling(0.7)
+        plan = make_plan(simple(halo=halo, blend=blend, block_shape=core, edge_profiles=(profile,) * 3))
         assert plan.halo == halo
         tasks = {t.position: t for t in plan.tasks()}
         for axis, error in enumerate(plan.seam_errors):
@@ -509,16 +531,17 @@ class TestSeams:
                 face = upper.core.start[axis]
                 below = face - upper.read.start[axis] if upper.read.start[axis] else None
                 above = lower.read.stop[axis] - face if lower.read.stop[axis] < 64 else None
-                energies.append(seams.seam_error(decay, below, above, plan.blend[axis]) ** 2)
+                energies.append(seams.seam_error(profile, below, above, plan.blend[axis]) ** 2)
             assert error == pytest.approx(math.sqrt(np.mean(energies)) if energies else 0.0)
 
     def test_a_region_takes_what_crops_take(self):
         """At its own faces no ramp hides what the end of a window does."""
-        decays = (falling(0.6),) * 3
+        edge_profiles = (falling(0.6),) * 3
         full, part = (
-            make_plan(simple(decays=decays, blend=(4, 4, 4), roi=roi)) for roi in (None, Box((0, 8, 0), (64, 56, 64)))
+            make_plan(simple(edge_profiles=edge_profiles, blend=(4, 4, 4), roi=roi))
+            for roi in (None, Box((0, 8, 0), (64, 56, 64)))
         )
-        cropped = make_plan(simple(decays=decays, blend=(0, 0, 0)))
+        cropped = make_plan(simple(edge_profiles=edge_profiles, blend=(0, 0, 0)))
         assert part.halo == (full.halo[0], cropped.halo[1], full.halo[2])
         assert cropped.halo[1] > full.halo[1]
 
@@ -530,7 +553,7 @@ class TestSeams:
         assert whole.predicted_seam_error == 0
 
     def test_the_worst_axis_counts(self):
-        plan = make_plan(simple(decays=(falling(0.5), falling(0.9), falling(0.5)), halo=(3, 3, 3)))
+        plan = make_plan(simple(edge_profiles=(falling(0.5), falling(0.9), falling(0.5)), halo=(3, 3, 3)))
         assert plan.predicted_seam_error == plan.seam_errors[1] == max(plan.seam_errors)
 
 
@@ -577,14 +600,14 @@ class TestRefusals:
         assert Counter(t.position[1] for t in plan.tasks()) == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
-class TestSeries:
+class TestBlockSequence:
     @given(st.lists(requests(), min_size=1, max_size=4))
     @settings(max_examples=30, deadline=None)
     def test_blocks_of_several_volumes_count_through(self, several):
         """Volume after volume, each block as in its own plan but for its index; no neighbour lies in another volume."""
         plans = tuple(plan for plan in map(plan_or_none, several) if plan is not None)
         assume(plans)
-        series = Series(plans)
+        series = BlockSequence(plans)
         expected = [(v, task) for v, plan in enumerate(plans) for task in plan.tasks()]
         assert series.n_blocks == len(expected)
         first = dict(zip(range(len(plans)), accumulate([p.n_blocks for p in plans], initial=0), strict=False))
@@ -601,7 +624,7 @@ class TestSeries:
     def test_ten_thousand_volumes_of_a_million_blocks_take_no_memory(self):
         plan = make_plan(simple(zyx_shape=(1600, 1600, 1600)))
         tracemalloc.start()
-        series = Series((plan,) * 10_000)
+        series = BlockSequence((plan,) * 10_000)
         assert series.n_blocks == 10_000 * 10**6
         assert series.task(series.n_blocks - 1).volume == 9999
         _, peak = tracemalloc.get_traced_memory()

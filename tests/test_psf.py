@@ -1,4 +1,4 @@
-"""PSFs: closed forms, what preparing mends and what it must leave alone."""
+"""PSFs: closed forms, corrections of `prepare`, and PSFs that it must not change."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from bigdeconv import psf as psf_module
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.psf import airyscan, gaussian, prepare
+from bigdeconv.psf import PSF, airyscan, gaussian, prepare
+from bigdeconv.psf import models as psf_models
+from bigdeconv.psf.prepare import _rebinned
 
 VOXEL = (1.0, 1.0, 1.0)
 
@@ -67,7 +68,7 @@ class TestGaussian:
 
     @pytest.mark.parametrize("sigma", [(1, 1), (1, 1, -1), (1, 1, np.nan)])
     def test_refuses_impossible_widths(self, sigma):
-        with pytest.raises(InvalidInputError, match=r"sigma_zyx: got .* allowed are three numbers"):
+        with pytest.raises(InvalidInputError, match=r"sigma_zyx: got .*; expected three numbers"):
             gaussian(sigma)
 
 
@@ -77,8 +78,8 @@ class TestAiryscan:
     def test_is_the_product_of_excitation_and_displaced_detection(self):
         """Brute force: sample both Gaussians finely, multiply, compare centroid, width and weight of the views."""
         views = airyscan(voxel_zyx_um=self.voxel, n_views=7, pitch_airy=0.4, truncate=6)
-        excitation = psf_module._widefield_variances_um2(1.4, 0.488, 1.518)
-        detection = psf_module._widefield_variances_um2(1.4, 0.52, 1.518)
+        excitation = psf_models._widefield_variances_um2(1.4, 0.488, 1.518)
+        detection = psf_models._widefield_variances_um2(1.4, 0.52, 1.518)
         pitch = 0.4 * 1.22 * 0.52 / 1.4
         detection[1:] += 5 / 72 * pitch**2
         y = np.linspace(-1, 1, 4001)
@@ -95,7 +96,7 @@ class TestAiryscan:
 
     def test_widths_meet_the_paraxial_limit(self):
         """At small apertures σ = √2/(k NA) laterally and 2√6 n/(k NA²) axially (Zhang et al. 2007)."""
-        axial, lateral, _ = np.sqrt(psf_module._widefield_variances_um2(0.05, 0.5, 1.33))
+        axial, lateral, _ = np.sqrt(psf_models._widefield_variances_um2(0.05, 0.5, 1.33))
         k = 2 * np.pi / 0.5
         assert lateral == pytest.approx(np.sqrt(2) / (k * 0.05), rel=1e-3)
         assert axial == pytest.approx(2 * np.sqrt(6) * 1.33 / (k * 0.05**2), rel=1e-3)
@@ -105,7 +106,7 @@ class TestAiryscan:
         assert views.shape[0] == 32
         assert all(n % 2 for n in views.shape[1:])
         assert views.sum(dtype=np.float64) == pytest.approx(32, rel=1e-5)
-        squares = (psf_module._hexagonal_zyx(32) ** 2).sum(axis=1).round(6)
+        squares = (psf_models._hexagonal_zyx(32) ** 2).sum(axis=1).round(6)
         assert squares.tolist() == [0] + [1] * 6 + [3] * 6 + [4] * 6 + [7] * 12 + [9]
 
     @pytest.mark.parametrize("count", [1, 2, 7, 19, 61])
@@ -113,7 +114,7 @@ class TestAiryscan:
         """Against every lattice point of a far larger patch."""
         i, j = np.meshgrid(np.arange(-40, 41), np.arange(-40, 41))
         nearest = np.sort((i**2 + i * j + j**2).ravel())[:count]
-        np.testing.assert_allclose((psf_module._hexagonal_zyx(count) ** 2).sum(axis=1), nearest, atol=1e-9)
+        np.testing.assert_allclose((psf_models._hexagonal_zyx(count) ** 2).sum(axis=1), nearest, atol=1e-9)
 
     @pytest.mark.parametrize(("change", "message"), [({"na": 1.6}, "na: got 1.6"), ({"n_views": 0}, "n_views: got 0")])
     def test_refuses_impossible_optics(self, change, message):
@@ -128,12 +129,18 @@ class TestLeavesAlone:
         raw = gaussian(sigma, truncate=truncate)
         prepared = prepare(raw * np.float32(0.5), voxel_zyx_um=VOXEL)
         assert prepared.notes == ()
-        kept = embedded(raw, prepared.kernels.shape[1:])
-        np.testing.assert_array_equal(prepared.kernels[0], (kept / kept.sum()).astype(np.float32))
+        kept = embedded(raw, prepared.views.shape[1:])
+        np.testing.assert_array_equal(prepared.views[0], (kept / kept.sum()).astype(np.float32))
+
+    def test_the_result_is_a_psf_on_the_grid_of_the_data(self):
+        prepared = prepare(gaussian((1, 1, 1)), voxel_zyx_um=(0.2, 0.1, 0.1))
+        assert isinstance(prepared, PSF)
+        assert prepared.voxel_zyx_um == (0.2, 0.1, 0.1)
+        assert prepared.support_zyx == prepared.views.shape[1:]
 
     def test_a_delta_is_exactly_one(self):
         prepared = prepare(np.full((1, 1, 1), 7), voxel_zyx_um=VOXEL, psf_voxel_zyx_um=(2, 2, 2))
-        assert prepared.kernels.tolist() == [[[[1.0]]]]
+        assert prepared.views.tolist() == [[[[1.0]]]]
         assert prepared.radius_zyx == (0, 0, 0)
         assert prepared.notes == ()
 
@@ -153,15 +160,15 @@ class TestLeavesAlone:
     def test_one_plane_and_a_y_x_array_are_the_same(self):
         plane = gaussian((0, 2, 2))[0]
         a, b = (prepare(p, voxel_zyx_um=VOXEL, volume_zyx_shape=(1, 40, 40)) for p in (plane, plane[None]))
-        np.testing.assert_array_equal(a.kernels, b.kernels)
-        assert a.kernels.shape[:2] == (1, 1)
+        np.testing.assert_array_equal(a.views, b.views)
+        assert a.views.shape[:2] == (1, 1)
 
     def test_even_extents_keep_their_centre_voxel(self):
         raw = blob((8, 10, 12), (4, 5, 6), (1, 1, 1))
         prepared = prepare(raw, voxel_zyx_um=VOXEL)
         assert prepared.notes == ()
-        assert all(n % 2 for n in prepared.kernels.shape)
-        assert np.unravel_index(prepared.kernels[0].argmax(), prepared.kernels.shape[1:]) == prepared.radius_zyx
+        assert all(n % 2 for n in prepared.views.shape)
+        assert np.unravel_index(prepared.views[0].argmax(), prepared.views.shape[1:]) == prepared.radius_zyx
 
 
 class TestBackground:
@@ -170,7 +177,7 @@ class TestBackground:
         """Also where the light is far dimmer than the camera's offset."""
         raw = blob((21, 25, 25), (10, 12, 12), (2, 2, 2)) / 0.008 * height
         clean, lifted = prepare(raw, voxel_zyx_um=VOXEL), prepare(raw + 100, voxel_zyx_um=VOXEL)
-        np.testing.assert_allclose(lifted.kernels, clean.kernels, atol=1e-6)
+        np.testing.assert_allclose(lifted.views, clean.views, atol=1e-6)
         assert lifted.notes == ("PSF: a constant background of 100 was subtracted.",)
 
     def test_a_noisy_bead_keeps_its_width_and_loses_the_noise(self):
@@ -180,26 +187,26 @@ class TestBackground:
         light = blob(shape, (20, 30, 30), (3, 2, 2)) + 0.5 * blob(shape, (8, 12, 45), (3, 2, 2))
         raw = rng.poisson(light * 4e5 + 120)
         prepared = prepare(raw, voxel_zyx_um=VOXEL, name="bead.tif")
-        _, spread = moments(prepared.kernels[0])
+        _, spread = moments(prepared.views[0])
         np.testing.assert_allclose(spread, (3, 2, 2), rtol=0.06)
         assert max(prepared.radius_zyx) <= 12
         assert prepared.notes[0].startswith("bead.tif: a constant background of 1")
-        assert "do not stand out of the noise" in prepared.notes[1]
+        assert "within the noise" in prepared.notes[1]
 
     def test_each_view_loses_its_own_pedestal(self):
         views = np.stack([blob((15, 15, 15), (7, 7, 7), (1.5,) * 3)] * 2) * [[[[100.0]]], [[[300.0]]]]
         lifted = views + np.array([5.0, 9.0])[:, None, None, None]
-        kernels = prepare(lifted, voxel_zyx_um=VOXEL).kernels
-        np.testing.assert_allclose(kernels, prepare(views, voxel_zyx_um=VOXEL).kernels, atol=1e-6)
+        prepared = prepare(lifted, voxel_zyx_um=VOXEL).views
+        np.testing.assert_allclose(prepared, prepare(views, voxel_zyx_um=VOXEL).views, atol=1e-6)
 
-    def test_negative_voxels_are_clipped_and_told_only_where_they_matter(self):
+    def test_negative_voxels_are_clipped_and_noted_only_if_they_matter(self):
         raw = blob((15, 15, 15), (7, 7, 7), (1.5,) * 3)
         raw[7, 7, 12] = -1e-5
         assert prepare(raw, voxel_zyx_um=VOXEL).notes == ()
         raw[7, 7, 12] = -0.02
         prepared = prepare(raw, voxel_zyx_um=VOXEL)
         assert prepared.notes == ("PSF: negative voxels, 2.00% of the energy, were set to 0.",)
-        assert prepared.kernels.min() == 0
+        assert prepared.views.min() == 0
 
 
 class TestVoxelSize:
@@ -208,15 +215,15 @@ class TestVoxelSize:
         """Finer and coarser: voxels are integrals, so the closed form of the other grid must come out."""
         raw = gaussian((sigma,) * 3, truncate=5)
         prepared = prepare(raw, voxel_zyx_um=(new,) * 3, psf_voxel_zyx_um=VOXEL)
-        expected = embedded(gaussian((sigma / new,) * 3, truncate=6), prepared.kernels.shape[1:])
-        np.testing.assert_allclose(prepared.kernels[0], expected / expected.sum(), atol=0.01 * expected.max())
+        expected = embedded(gaussian((sigma / new,) * 3, truncate=6), prepared.views.shape[1:])
+        np.testing.assert_allclose(prepared.views[0], expected / expected.sum(), atol=0.01 * expected.max())
         assert len(prepared.notes) == 1
         assert "resampled from voxels of 1,1,1 µm" in prepared.notes[0]
 
     def test_the_width_in_micrometres_stays(self):
         old, new = np.array([0.2, 0.1, 0.1]), np.array([0.31, 0.16, 0.07])
         prepared = prepare(gaussian((3, 4, 4)), voxel_zyx_um=new, psf_voxel_zyx_um=old)
-        _, spread = moments(prepared.kernels[0])
+        _, spread = moments(prepared.views[0])
         expected = np.sqrt((np.array([3, 4, 4]) * old) ** 2 + new**2 / 12)
         np.testing.assert_allclose(spread * new, expected, rtol=0.015)
 
@@ -230,7 +237,7 @@ class TestVoxelSize:
     @settings(max_examples=40, deadline=None)
     def test_rebinning_keeps_the_sum(self, ratio, n, seed):
         smooth = np.random.default_rng(seed).uniform(0.5, 1, (1, 2 * n + 1))
-        out = psf_module._rebinned(smooth, 1, ratio)
+        out = _rebinned(smooth, 1, ratio)
         assert out.shape[1] % 2 == 1
         assert out.sum() == pytest.approx(smooth.sum(), rel=1e-6)
 
@@ -242,7 +249,7 @@ class TestCentre:
     def test_the_centroid_comes_to_the_centre(self, sigma, shift):
         raw = blob((31, 31, 31), 15 + np.array(shift), (sigma,) * 3)
         prepared = prepare(raw, voxel_zyx_um=VOXEL)
-        centroid, _ = moments(prepared.kernels[0])
+        centroid, _ = moments(prepared.views[0])
         # Left alone within 0.25; the half-maximum set of few voxels is known to about 0.1.
         assert np.abs(centroid).max() < 0.36
 
@@ -250,7 +257,7 @@ class TestCentre:
         raw = blob((17, 17, 17), (8, 8, 8), (1.2, 1.2, 1.2))
         moved = np.roll(raw, (2, -1, 3), axis=(0, 1, 2))
         a, b = prepare(raw, voxel_zyx_um=VOXEL), prepare(moved, voxel_zyx_um=VOXEL)
-        np.testing.assert_allclose(b.kernels, a.kernels, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(b.views, a.views, rtol=1e-6, atol=1e-12)
         assert b.notes == ("PSF: moved by -2.00,1.00,-3.00 voxels (z,y,x) to the centre, all views alike.",)
 
     def test_views_move_together(self):
@@ -258,8 +265,8 @@ class TestCentre:
         own = [(0.0, 1.5, 0.0), (0.0, -1.5, 0.0), (0.0, 0.0, 0.0)]
         common = np.array([1.0, -2.4, 0.6])
         views = np.stack([blob((25, 25, 25), 12 + common + np.array(d), (2.0,) * 3) for d in own])
-        kernels = prepare(views, voxel_zyx_um=VOXEL).kernels
-        centroids = np.array([moments(k)[0] for k in kernels])
+        prepared = prepare(views, voxel_zyx_um=VOXEL).views
+        centroids = np.array([moments(view)[0] for view in prepared])
         np.testing.assert_allclose(centroids - centroids[2], own, atol=0.02)
         np.testing.assert_allclose(centroids.mean(axis=0), 0, atol=0.15)
 
@@ -267,7 +274,7 @@ class TestCentre:
         views = airyscan(voxel_zyx_um=(0.15, 0.04, 0.04))
         prepared = prepare(views * np.float32(1000), voxel_zyx_um=(0.15, 0.04, 0.04))
         weights = views.sum(axis=(1, 2, 3), dtype=np.float64)
-        kept = prepared.kernels.sum(axis=(1, 2, 3), dtype=np.float64)
+        kept = prepared.views.sum(axis=(1, 2, 3), dtype=np.float64)
         assert prepared.notes == ()
         np.testing.assert_allclose(kept / kept[0], weights / weights[0], rtol=1e-3)
 
@@ -286,18 +293,18 @@ class TestCrop:
         dtype=st.sampled_from(["uint8", "uint16", "float32", "float64"]),
     )
     @settings(max_examples=60, deadline=None)
-    def test_whatever_comes_in_the_laws_hold(self, shape, views, seed, dtype):
+    def test_properties_of_prepared_psfs_hold_for_any_input(self, shape, views, seed, dtype):
         rng = np.random.default_rng(seed)
         raw = (rng.gamma(0.3, 30, (views, *shape)) + 1).astype(dtype)
         prepared = prepare(raw, voxel_zyx_um=VOXEL)
-        assert prepared.kernels.dtype == np.float32
-        assert prepared.kernels.flags.c_contiguous
-        assert len(prepared.kernels) == views
-        assert all(n % 2 for n in prepared.kernels.shape[1:])
-        assert prepared.kernels.min() >= 0
-        assert prepared.kernels.sum(dtype=np.float64) == pytest.approx(views, rel=1e-5)
+        assert prepared.views.dtype == np.float32
+        assert prepared.views.flags.c_contiguous
+        assert len(prepared.views) == views
+        assert all(n % 2 for n in prepared.views.shape[1:])
+        assert prepared.views.min() >= 0
+        assert prepared.views.sum(dtype=np.float64) == pytest.approx(views, rel=1e-5)
         again = prepare(raw.astype(np.float64) * 2.0, voxel_zyx_um=VOXEL)
-        np.testing.assert_allclose(again.kernels, prepared.kernels, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(again.views, prepared.views, rtol=1e-5, atol=1e-9)
 
     @pytest.mark.parametrize("shift", [(0, 0, 0), (1, -1, 2)])
     def test_the_box_keeps_999_of_1000_of_each_view_and_is_small(self, shift):
@@ -317,12 +324,12 @@ class TestRefusals:
             (np.array([[[1.0, np.nan, 1.0]]]), r"^PSF: got NaN or infinity in 1 voxels"),
             (np.array([[[1.0, np.inf, np.nan]]]), r"^PSF: got NaN or infinity in 2 voxels"),
             (np.zeros((3, 3, 3)), r"^PSF: got only zeros"),
-            (-np.ones((3, 3, 3)), r"^PSF: got a sum of -27, allowed is a positive one"),
-            (np.ones(5), r"^PSF: got an array of shape \(5,\), allowed is y x, z y x or v z y x"),
+            (-np.ones((3, 3, 3)), r"^PSF: got a sum of -27; expected a positive one"),
+            (np.ones(5), r"^PSF: got an array of shape \(5,\); expected y x, z y x or v z y x"),
             (np.ones((2, 1, 3, 3, 3)), r"^PSF: got an array of shape \(2, 1, 3, 3, 3\)"),
             (np.ones((3, 0, 3)), r"without an empty axis"),
             (np.ones((3, 3, 3), dtype=complex), r"^PSF: got values of type complex128"),
-            (np.array([["a", "b"]]), r"allowed are real numbers"),
+            (np.array([["a", "b"]]), r"expected real numbers"),
             (np.stack([np.ones((1, 1, 3)), np.zeros((1, 1, 3))]), r"^PSF of view 1: got only zeros"),
         ],
     )

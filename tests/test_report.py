@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.make import ROOT
+from tests.patience import seconds
+
+pytestmark = pytest.mark.cluster
 pytest.importorskip("matplotlib", reason="the example needs the extra `plot`")
 
 
@@ -27,7 +29,10 @@ def run(folder, script, *arguments):
     """Run a script of the example and return what it prints; matplotlib keeps its own files in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(folder / "mpl")}
     command = [sys.executable, f"examples/report/{script}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    limit = seconds(60)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,15 +82,15 @@ def test_tv_keeps_the_noise_down(rsnr_db):
 
 
 def test_seeds_are_compared_by_their_rows(tmp_path):
-    """What is gained is the difference of the rows that are printed."""
-    arguments = ("--small", "--seeds", "0", "--models", "compact", "--given", "standin,5,100")
+    """The gain is the difference of the printed rows."""
+    arguments = ("--small", "--seeds", "0", "--models", "compact", "--given", "finite-differences,5,100")
     printed = run(tmp_path, "seeds.py", *arguments)
     rows = {}
     for line in printed.splitlines():
-        if found := re.match(r" +0  (\w+) ?(.*?)  +\d+: ", line):
+        if found := re.match(r" +0  ([\w-]+) ?(.*?)  +\d+: ", line):
             numbers = [float(value) for value in re.findall(r"\d+: (-?[\d.]+)", line)]
             rows.setdefault(found[1], []).append(numbers)
     last = rows["GARL"][0][-1]
-    for other in ("RL", "TV", "standin"):
-        (gain,) = re.findall(rf"compact over {'given' if other == 'standin' else other}: .* ([+-][\d.]+) dB", printed)
+    for other in ("RL", "TV", "finite-differences"):
+        (gain,) = re.findall(rf"compact over {'given' if '-' in other else other}: .* ([+-][\d.]+) dB", printed)
         assert float(gain) == pytest.approx(last - max(map(max, rows[other])), abs=0.011)

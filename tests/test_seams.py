@@ -1,4 +1,4 @@
-"""Seams: the law of their error, the halo that a calibration chooses, and the probes that prove it."""
+"""Seams: the model of their error, the halo that a calibration chooses, and the probes that measure it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigdeconv import blending, halo, models, planner, probes, psf, seams
-from bigdeconv.deconvolution import Settings
+from bigdeconv import models, psf
+from bigdeconv.calibration import halo
 from bigdeconv.errors import BudgetError
 from bigdeconv.geometry import Box
-from bigdeconv.seams import Decay
-from bigdeconv.storage.cache import remembered
+from bigdeconv.numerics import blending
+from bigdeconv.numerics.restoration import CalibratedSettings
+from bigdeconv.planning import planner
+from bigdeconv.planning import seam_error as seams
+from bigdeconv.planning import seam_probes as probes
+from bigdeconv.planning.resources import Resources
+from bigdeconv.planning.seam_error import EdgeErrorProfile
+from bigdeconv.reporting import certificate
+from bigdeconv.storage.cache import cached
 from bigdeconv.storage.ledger import ledger_path
 from tests import make
 from tests.benchmarks import seams as benchmark
 
-RL = Settings("rl", 10, 0.0, 0.0, 5.0, 100.0, (0.1, 0.1, 0.1))
-KERNEL = psf.gaussian((1.2, 1.0, 1.0), truncate=3.0)[None]
+VOXEL_ZYX_UM = (0.1, 0.1, 0.1)
+RL = CalibratedSettings(
+    method="rl", iterations=10, voxel_zyx_um=VOXEL_ZYX_UM, tau=0.0, background=5.0, intensity_scale=100.0
+)
+
+
+def psf_of(views):
+    return psf.PSF(views, VOXEL_ZYX_UM)
+
+
+PSF = psf_of(psf.gaussian((1.2, 1.0, 1.0), truncate=3.0)[None])
 curves = st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=30).map(lambda e: tuple(sorted(e, reverse=True)))
 
 
@@ -43,45 +59,44 @@ class TestLaw:
         energy = np.square(lower * (1 - weights)) + np.square(upper * weights)
         width = max(2, blend)
         measured = np.sqrt(energy[face - width : face + width].mean())
-        predicted = seams.seam_error(Decay(above, below), halo, reach, blend)
+        predicted = seams.seam_error(EdgeErrorProfile(above, below), halo, reach, blend)
         assert predicted == pytest.approx(measured, rel=1e-5)
 
     @given(above=curves, below=curves, blend=st.integers(0, 5), tolerance=st.floats(1e-6, 0.9))
     @settings(max_examples=50, deadline=None)
     def test_the_least_halo(self, above, below, blend, tolerance):
-        decay = Decay(above, below)
-        least = seams.least_halo(decay, blend, tolerance)
-        errors = [seams.seam_error(decay, h, h + 2 * blend, blend) for h in range(least + 1)]
-        wanted = max(tolerance / seams.SAFETY, 1.1 * decay.floor)
+        profile = EdgeErrorProfile(above, below)
+        least = seams.min_halo(profile, blend, tolerance)
+        errors = [seams.seam_error(profile, h, h + 2 * blend, blend) for h in range(least + 1)]
+        wanted = max(tolerance / seams.SAFETY, 1.1 * profile.floor)
         assert errors[-1] <= wanted
         assert all(e > wanted for e in errors[:-1])
 
     def test_where_the_volume_ends_nothing_is_missing(self):
-        decay = Decay((0.5, 0.1), (0.5, 0.1))
-        assert seams.seam_error(decay, None, None, 4) == 0
-        one_sided = seams.seam_error(decay, 0, None, 0)
-        assert 0 < one_sided < seams.seam_error(decay, 0, 0, 0)
+        profile = EdgeErrorProfile((0.5, 0.1), (0.5, 0.1))
+        assert seams.seam_error(profile, None, None, 4) == 0
+        one_sided = seams.seam_error(profile, 0, None, 0)
+        assert 0 < one_sided < seams.seam_error(profile, 0, 0, 0)
 
     def test_the_worst_of_two_problems(self):
-        first, second = Decay((0.5, 0.1), (0.4,)), Decay((0.3, 0.2, 0.1), (0.6, 0.1))
-        assert seams.worst([first, second]) == Decay((0.5, 0.2, 0.1), (0.6, 0.4))
+        first, second = EdgeErrorProfile((0.5, 0.1), (0.4,)), EdgeErrorProfile((0.3, 0.2, 0.1), (0.6, 0.1))
+        assert seams.worst([first, second]) == EdgeErrorProfile((0.5, 0.2, 0.1), (0.6, 0.4))
 
 
 class TestCalibration:
     def test_a_psf_of_one_voxel_takes_no_halo(self):
-        decay = halo.measure(np.ones((1, 1, 1, 1), np.float32), RL, None, 0, 1e-3)
-        assert decay.ends_above[0] < 1e-6
-        assert seams.least_halo(decay, 0, 1e-3) == 0
+        profile = halo.measure(psf_of(np.ones((1, 1, 1, 1), np.float32)), RL, None, 0, 1e-3)
+        assert profile.ends_above[0] < 1e-6
+        assert seams.min_halo(profile, 0, 1e-3) == 0
 
     def test_a_wide_axis_takes_more_than_a_narrow_one(self):
-        kernel = psf.gaussian((2.5, 1.0, 1.0), truncate=3.0)[None]
-        deep, wide = (seams.least_halo(halo.measure(kernel, RL, None, a, 1e-3), 4, 1e-3) for a in (0, 2))
+        kernel = psf_of(psf.gaussian((2.5, 1.0, 1.0), truncate=3.0)[None])
+        deep, wide = (seams.min_halo(halo.measure(kernel, RL, None, a, 1e-3), 4, 1e-3) for a in (0, 2))
         assert deep > 1.5 * wide
 
     def test_more_iterations_take_more(self):
         halos = [
-            seams.least_halo(halo.measure(KERNEL, replace(RL, iterations=n), None, 1, 1e-3), 4, 1e-3)
-            for n in (3, 10, 40)
+            seams.min_halo(halo.measure(PSF, replace(RL, iterations=n), None, 1, 1e-3), 4, 1e-3) for n in (3, 10, 40)
         ]
         assert halos == sorted(set(halos))
 
@@ -89,10 +104,12 @@ class TestCalibration:
         """Light that is seen 6 voxels further up carries errors one way; seen in a mirror, the other way."""
         kernel = np.zeros((1, 15, 3, 3), np.float32)
         kernel[0, 7, 1, 1], kernel[0, 13, 1, 1] = 0.7, 0.3
-        straight = halo.measure(kernel, RL, None, 0, 1e-3)
+        straight = halo.measure(psf_of(kernel), RL, None, 0, 1e-3)
         slab = halo.slab
-        monkeypatch.setattr(halo, "slab", lambda _, settings, shape: slab(kernel, settings, shape)[:, ::-1].copy())
-        mirrored = halo.measure(kernel[:, ::-1], RL, None, 0, 1e-3)
+        monkeypatch.setattr(
+            halo, "slab", lambda _, settings, shape: slab(psf_of(kernel), settings, shape)[:, ::-1].copy()
+        )
+        mirrored = halo.measure(psf_of(kernel[:, ::-1]), RL, None, 0, 1e-3)
         assert mirrored.ends_above == pytest.approx(straight.ends_below, rel=1e-2, abs=1e-5)
         assert mirrored.ends_below == pytest.approx(straight.ends_above, rel=1e-2, abs=1e-5)
         assert straight.ends_above[3] != pytest.approx(straight.ends_below[3], rel=0.1)
@@ -100,15 +117,15 @@ class TestCalibration:
     def test_the_learned_prior_is_part_of_it(self):
         model = models.resolve("default")
         strong = replace(RL, method="garl", tau=1.0, sigma=0.04, iterations=5)
-        curves = [halo.measure(KERNEL, s, model, 2, 1e-3) for s in (RL, strong)]
+        curves = [halo.measure(PSF, s, model, 2, 1e-3) for s in (RL, strong)]
         assert curves[0] != curves[1]
 
     def test_a_measurement_is_made_once(self, monkeypatch):
-        first = halo.calibrate(KERNEL, RL, None, 0, 2e-3)
+        first = halo.calibrate(PSF, RL, None, 0, 2e-3)
         monkeypatch.setattr(halo, "measure", None)
-        assert halo.calibrate(KERNEL, RL, None, 0, 2e-3) == first
+        assert halo.calibrate(PSF, RL, None, 0, 2e-3) == first
         with pytest.raises(TypeError):
-            halo.calibrate(KERNEL, replace(RL, iterations=9), None, 0, 2e-3)
+            halo.calibrate(PSF, replace(RL, iterations=9), None, 0, 2e-3)
 
 
 class TestCache:
@@ -126,18 +143,19 @@ class TestCache:
     )
     def test_a_damaged_file_is_made_anew(self, tmp_path, monkeypatch, damage):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert remembered("one", lambda: {"x": 1.5}, lambda r: r["x"]) == 1.5
+        assert cached("one", lambda: {"x": 1.5}, lambda r: r["x"]) == 1.5
         (tmp_path / "bigdeconv" / "one.json").write_text(damage)
-        assert remembered("one", lambda: {"x": 2.5}, lambda r: r["x"]) == 2.5
-        assert remembered("one", dict, lambda r: r["x"]) == 2.5
+        assert cached("one", lambda: {"x": 2.5}, lambda r: r["x"]) == 2.5
+        assert cached("one", dict, lambda r: r["x"]) == 2.5
         assert [p.name for p in (tmp_path / "bigdeconv").iterdir()] == ["one.json"]
 
     def test_a_folder_that_cannot_be_written_is_done_without(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert remembered("one", lambda: {"x": 1}, lambda r: r["x"]) == 1
+        assert cached("one", lambda: {"x": 1}, lambda r: r["x"]) == 1
 
 
+@pytest.mark.slow
 class TestTiledAgainstUntiled:
     """A small part of the benchmark: eight blocks, and one."""
 
@@ -151,8 +169,8 @@ class TestTiledAgainstUntiled:
         counts = benchmark.tubes(kernel, (2 * edge,) * 3)
         options = {"method": method, "tau": tau, "iterations": 10, "block_shape": (edge,) * 3}
         found = benchmark.compare(tmp_path / "run", kernel, counts, **options)
-        assert all(n < 2 * edge for n in found.jobs_plan.read_shape)
-        predicted, measured = max(found.jobs_plan.seam_errors), max(found.measured)
+        assert all(n < 2 * edge for n in found.plan.read_shape)
+        predicted, measured = max(found.plan.seam_errors), max(found.measured)
         assert measured <= benchmark.TOLERANCE
         assert measured / 3 <= predicted <= 3 * measured
 
@@ -172,43 +190,43 @@ class TestBudget:
     def request(self, **changes):
         values = {
             "zyx_shape": (512, 512, 512),
-            "psf_shape": KERNEL.shape[1:],
+            "psf_shape": PSF.support_zyx,
             "voxel_zyx_um": (1.0, 1.0, 1.0),
             "chunk_shape": (16, 16, 16),
         }
-        return planner.Request(**values | changes)
+        return planner.PlanRequest(**values | changes)
 
     def test_the_refusal_names_iterations_that_would_fit(self):
-        plan = halo.make_plan(self.request(block_shape=(16, 16, 16)), RL, [KERNEL], None)
-        small = self.request(block_shape=(16, 16, 16), budget_bytes=plan.peak_bytes_per_worker)
-        with pytest.raises(BudgetError, match=r"--iterations \d+ would do: .* halo of [\d,]+\.$"):
-            halo.make_plan(small, replace(RL, iterations=20), [KERNEL], None)
+        plan = halo.make_plan(self.request(block_shape=(16, 16, 16)), RL, [PSF], None)
+        small = self.request(block_shape=(16, 16, 16), resources=Resources(budget_bytes=plan.peak_bytes_per_worker))
+        with pytest.raises(BudgetError, match=r"--iterations \d+ would fit, with a halo of [\d,]+\.$"):
+            halo.make_plan(small, replace(RL, iterations=20), [PSF], None)
 
     def test_the_refusal_names_a_block_that_would_fit(self):
-        plan = halo.make_plan(self.request(block_shape=(16, 16, 16)), RL, [KERNEL], None)
-        large = self.request(block_shape=(256, 256, 256), budget_bytes=plan.peak_bytes_per_worker)
-        with pytest.raises(BudgetError, match=r"--block-shape 16,16,16 would do\."):
-            halo.make_plan(large, RL, [KERNEL], None)
+        plan = halo.make_plan(self.request(block_shape=(16, 16, 16)), RL, [PSF], None)
+        large = self.request(block_shape=(256, 256, 256), resources=Resources(budget_bytes=plan.peak_bytes_per_worker))
+        with pytest.raises(BudgetError, match=r"--block-shape 16,16,16 would fit\."):
+            halo.make_plan(large, RL, [PSF], None)
 
     def test_a_halo_that_is_too_small_is_said(self):
         request = self.request(block_shape=(64, 64, 64), halo=(0, 0, 0))
-        plan = halo.make_plan(request, RL, [KERNEL], None)
+        plan = halo.make_plan(request, RL, [PSF], None)
         assert plan.halo == (0, 0, 0)
         assert "leave --halo out" in halo.warnings(plan, request)[0]
-        assert halo.warnings(halo.make_plan(replace(request, halo=None), RL, [KERNEL], None), request) == []
+        assert halo.warnings(halo.make_plan(replace(request, halo=None), RL, [PSF], None), request) == []
 
 
 def plan_of(**changes):
-    decay = Decay(tuple(0.5**d for d in range(20)), tuple(0.5**d for d in range(20)))
+    profile = EdgeErrorProfile(tuple(0.5**d for d in range(20)), tuple(0.5**d for d in range(20)))
     values = {
         "zyx_shape": (64, 96, 64),
         "psf_shape": (5, 5, 5),
         "voxel_zyx_um": (1.0, 1.0, 1.0),
         "chunk_shape": (16, 16, 16),
         "block_shape": (64, 32, 32),
-        "decays": (None, decay, decay),
+        "edge_profiles": (None, profile, profile),
     }
-    return planner.make_plan(planner.Request(**values | changes))
+    return planner.make_plan(planner.PlanRequest(**values | changes))
 
 
 class TestProbes:
@@ -267,15 +285,15 @@ class TestProbes:
         assert probes.choose((plan_of(block_shape=(64, 96, 64)),), 8, "a") == []
 
     def test_a_million_blocks_are_no_more_work(self):
-        plan = plan_of(zyx_shape=(6400, 6400, 6400), block_shape=(64, 64, 64), budget_bytes=2**40)
+        plan = plan_of(zyx_shape=(6400, 6400, 6400), block_shape=(64, 64, 64), resources=Resources(budget_bytes=2**40))
         assert {p.axis for p in probes.choose((plan,), 9, "a")} == {0, 1, 2}
 
     def test_errors_are_pooled_over_probes_less_the_rounding(self):
         box = Box((0, 0, 0), (1, 2, 2))
-        first = probes.Measured(1, 0, 0, 32, box, box, 5.0, 1.0, 100.0, 0.5, (0, 1, 1))
+        first = probes.SeamMeasurement(1, 0, 0, 32, box, box, 5.0, 1.0, 100.0, 0.5, (0, 1, 1))
         second = replace(first, difference=12.0, rounding=3.0, reference=300.0)
         dark = replace(first, axis=2, difference=0.0, rounding=0.0, reference=0.0)
-        found = probes.certificate((plan_of(),), 0.2, [first, second, dark])
+        found = certificate.certificate((plan_of(),), 0.2, [first, second, dark])
         assert found["measured"]["y"] == {
             "error": pytest.approx(np.sqrt(13 / 400), rel=1e-2),
             "as_stored": pytest.approx(np.sqrt(17 / 400), rel=1e-2),
@@ -284,8 +302,8 @@ class TestProbes:
         assert found["measured"]["z"] is found["measured"]["x"] is None
         assert found["within_tolerance"] is True
         assert found["worst"]["error"] == pytest.approx(0.2)
-        assert probes.certificate((plan_of(),), 0.1, [first, second])["within_tolerance"] is False
-        assert probes.certificate((plan_of(),), 0.1, [dark])["within_tolerance"] is None
+        assert certificate.certificate((plan_of(),), 0.1, [first, second])["within_tolerance"] is False
+        assert certificate.certificate((plan_of(),), 0.1, [dark])["within_tolerance"] is None
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +346,7 @@ class TestCertificate:
 
     def test_what_is_measured_is_what_is_stored(self, finished, tmp_path):
         """The measure of the probes against that of the whole volumes: the good run stands for the untiled one."""
-        from bigdeconv import quality
+        from bigdeconv.numerics import metrics as quality
 
         folder, _ = finished
         good, cut = (make.pixels(folder / f"{name}.zarr").astype(float) for name in ("good", "cut"))

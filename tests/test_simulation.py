@@ -6,10 +6,9 @@ from scipy.ndimage import convolve
 from scipy.spatial import cKDTree
 from scipy.stats import kstest
 
-from bigdeconv import simulation
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.psf import airyscan, gaussian
-from bigdeconv.simulation import Tubes, acquire, calibration_target, confocal, sample, tubes
+from bigdeconv.simulation import Tubes, acquire, calibration_target, confocal, sample, samples, tubes
 
 EXTENT = (3.0, 6.0, 5.0)
 
@@ -63,8 +62,8 @@ class TestTubes:
     def test_fluorophores_are_uniform_along_a_bent_curve(self):
         """The curve's parameter is not its length: without the change of variable bends would be dim or bright."""
         rng = np.random.default_rng(1)
-        curve = simulation._curve(rng, np.array([4.0, 4.0, 4.0]), 0.2)
-        points = simulation._cloud(rng, curve, 0.0, 0.0, 300)
+        curve = samples._curve(rng, np.array([4.0, 4.0, 4.0]), 0.2)
+        points = samples._cloud(rng, curve, 0.0, 0.0, 300)
         path = curve(np.linspace(0, 1, 20001))
         length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
         distance, nearest = cKDTree(path).query(points)
@@ -153,14 +152,14 @@ class TestAcquire:
         assert counts.mean() == pytest.approx(photons + 2, abs=5 * np.sqrt((photons + 2) / n))
         assert counts.var() == pytest.approx(photons + 2, rel=5 * np.sqrt(2.5 / n))
 
-    def test_the_camera_is_what_the_solver_undoes(self):
-        """(counts - offset)·gain has the photons' mean, and read noise² more variance."""
+    def test_the_solver_inverts_the_camera(self):
+        """(counts - offset)·gain has the mean of the photons, and their variance plus read noise²."""
         camera = {"offset": 100.0, "gain": 0.5, "read_noise": 3.0}
         counts = acquire(np.ones((40, 40, 40)), np.ones((1, 1, 1)), photons=50, seed=2, dtype="float64", **camera)
         photons = (counts - camera["offset"]) * camera["gain"]
         assert photons.mean() == pytest.approx(50, abs=5 * np.sqrt(59 / photons.size))
         assert photons.var() == pytest.approx(50 + 9, rel=0.03)
-        # The trick of adding the read noise's variance makes mean and variance agree again.
+        # With the variance of the read noise added, mean and variance agree again.
         assert (photons + 9).mean() == pytest.approx(photons.var(), rel=0.03)
 
     def test_integers_are_rounded_and_clipped_to_their_range(self):
@@ -206,7 +205,7 @@ class TestCalibrationTarget:
         coarse = calibration_target((16, 64, 64), (0.3, 0.16, 0.16))
         mean = fine.reshape(16, 2, 64, 2, 64, 2).mean(axis=(1, 3, 5))
         assert coarse.sum() == pytest.approx(mean.sum(), rel=0.05)
-        # Lines and blocks are exact; only the rims of the rings are drawn one voxel soft.
+        # Lines and cubes are exact; only the edges of the rings are one voxel soft.
         np.testing.assert_allclose(coarse[:, :30], mean[:, :30], atol=1e-5)
 
     def test_has_light_at_several_depths_and_values_from_0_to_1(self):

@@ -18,7 +18,8 @@ import pytest
 from bigdeconv.errors import StoreError
 from bigdeconv.geometry import Box
 from bigdeconv.storage.arrays import read_box, read_region, write_region
-from bigdeconv.storage.omezarr import Channel, describe
+from bigdeconv.storage.ome_parsing import Channel
+from bigdeconv.storage.omezarr import describe
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from bigdeconv.storage.validation import validate
 
@@ -153,7 +154,7 @@ def s3_url(s3_endpoint, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sharded", "plain", "old"])
 @pytest.mark.parametrize("kind", ["http_url", "s3_url"])
-def test_remote_equals_local(volumes, request, kind, name):
+def test_remote_equals_local(volumes, request, monkeypatch, kind, name):
     url = f"{request.getfixturevalue(kind)}/{name}.zarr"
     local, remote = describe(volumes / f"{name}.zarr"), describe(url + "/")
     assert remote.location == url
@@ -169,6 +170,8 @@ def test_remote_equals_local(volumes, request, kind, name):
             np.testing.assert_array_equal(read_box(remote, box, channel=channel), expected, strict=True)
     index = (1, slice(2, 9), 3, slice(0, 5))
     np.testing.assert_array_equal(read_region(url, "0", index), read_region(local.location, "0", index), strict=True)
+    # ome-zarr would read it by fsspec, with credentials of its own, and ask for twice the files.
+    monkeypatch.setattr("bigdeconv.storage.validation.reader_problems", None)
     assert validate(url, deep=True) == []
 
 

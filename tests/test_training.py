@@ -1,4 +1,4 @@
-"""Training of the learned prior: the implicit derivative, the bounds, resuming, exporting, and what is refused."""
+"""Training of the learned prior: the implicit derivative, the bounds, resuming, exporting, and refusals."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from bigdeconv import models, training
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.models import digest
-from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
+from bigdeconv.numerics.priors.wcrr import Wcrr, fourier_lambda_max
 from bigdeconv.storage import weights as files
 from bigdeconv.training import checkpoints
 from bigdeconv.training.config import make_config
@@ -23,6 +23,8 @@ from bigdeconv.training.denoiser import conjugate_gradients, denoise, parameter_
 from bigdeconv.training.loop import learning_rate, loss
 from bigdeconv.training.regularizer import Regularizer
 from bigdeconv.training.widening import start_from
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "name": "tiny",
@@ -78,7 +80,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """The file of the model of that training, and what was returned: its card takes 500 steps at three noise levels."""
+    """The model file of that training and the returned model; its card takes 500 steps at three noise levels."""
     path = tmp_path_factory.mktemp("exported") / "model.safetensors"
     return path, training.export(trained[0], path)
 
@@ -180,7 +182,7 @@ def test_conjugate_gradients_solve_each_item_and_leave_one_without_slope_alone()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bounds_hold_whatever_the_parameters(seed):
+def test_bounds_hold_for_any_parameters(seed):
     settings = config(mu_max=10, gamma_max=0.95)
     regularizer = scrambled(Regularizer(settings), seed, size=4.0)
     model = regularizer.weights(settings, {})
@@ -239,7 +241,7 @@ def test_exported_model_denoises_as_in_training(trained, exported):
         assert float((alone - in_training[i : i + 1]).norm()) <= 2e-3 * float(alone.norm())
 
 
-def test_card_tells_what_was_done(exported):
+def test_card_contains_data_settings_and_measurements(exported):
     card = exported[1].card
     assert card["steps_trained"] == 4
     assert card["seed"] == 1
@@ -250,13 +252,15 @@ def test_card_tells_what_was_done(exported):
 
 
 def test_card_sets_another_model_beside_its_own(trained, tmp_path):
-    """On the same volumes: what the model itself does there is what it does when it is the other one."""
+    """The model compared with itself has the same PSNR on the same volumes."""
     folder, _ = trained
     model = training.export(folder, tmp_path / "model.safetensors")
     card = training.export(folder, tmp_path / "again.safetensors", compared_with=model).card
     assert card["compared_with"] == {"name": "tiny", "psnr_db": model.card["psnr_db"]}
-    other = training.export(folder, tmp_path / "other.safetensors", compared_with=models.resolve("standin")).card
-    assert other["compared_with"]["name"] == "standin"
+    other = training.export(
+        folder, tmp_path / "other.safetensors", compared_with=models.resolve("finite-differences")
+    ).card
+    assert other["compared_with"]["name"] == "finite-differences"
     assert other["compared_with"]["psnr_db"] != other["psnr_db"] == card["psnr_db"]
 
 
@@ -267,7 +271,7 @@ def test_export_leaves_an_existing_file_alone(trained, tmp_path):
     assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
-def test_export_takes_what_does_not_decide_the_training_from_the_settings(trained, tmp_path):
+def test_export_takes_settings_that_do_not_decide_the_training_from_the_configuration(trained, tmp_path):
     folder, _ = trained
     model = training.export(folder, tmp_path / "model.safetensors", config=config(kappa=0.7, sigma_default=9))
     assert (model.kappa, model.sigma_default) == (0.7, pytest.approx(9 / 255))
@@ -299,7 +303,7 @@ def test_training_learns(tmp_path):
     assert lines[0]["psnr_db"]["25.0"] > before + 0.5
 
 
-def test_progress_is_told_and_written(trained):
+def test_progress_is_reported_and_written(trained):
     folder, lines = trained
     assert [line.step for line in lines] == [2, 4]
     assert set(lines[0].psnr_db) == {5.0, 15.0, 25.0}
@@ -309,7 +313,7 @@ def test_progress_is_told_and_written(trained):
     assert [line["loss"] for line in written] == [line.loss for line in lines]
 
 
-def test_resumed_training_is_the_undisturbed_one_to_the_byte(trained, tmp_path):
+def test_resumed_training_gives_the_bytes_of_an_uninterrupted_one(trained, tmp_path):
     def stop(line):
         raise KeyboardInterrupt
 
@@ -317,10 +321,10 @@ def test_resumed_training_is_the_undisturbed_one_to_the_byte(trained, tmp_path):
         training.train(config(), tmp_path, threads=1, report=stop)
     assert checkpoints.load(tmp_path)[1]["step"] == 1
     training.train(config(), tmp_path, threads=1, resume=True)
-    resumed, undisturbed = (checkpoints.load(folder)[1] for folder in (tmp_path, trained[0]))
-    for name, tensor in undisturbed["regularizer"].items():
+    resumed, uninterrupted = (checkpoints.load(folder)[1] for folder in (tmp_path, trained[0]))
+    for name, tensor in uninterrupted["regularizer"].items():
         assert tensor.numpy().tobytes() == resumed["regularizer"][name].numpy().tobytes(), name
-    for key, moments in undisturbed["optimizer"]["state"].items():
+    for key, moments in uninterrupted["optimizer"]["state"].items():
         for name, tensor in moments.items():
             assert tensor.numpy().tobytes() == resumed["optimizer"]["state"][key][name].numpy().tobytes(), name
 
@@ -360,10 +364,10 @@ def test_warm_started_training_begins_where_the_model_is_good(exported, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": [2, 6]}, "allowed is a last layer that is a multiple"),
-        ({"channels": [3, 8]}, "allowed is a last layer that is a multiple"),
-        ({"knots": 5}, "5; allowed is a last layer"),
-        ({"mu_max": 1.0}, "raise these or take another model"),
+        ({"channels": [2, 6]}, "only the last channel number may be a multiple"),
+        ({"channels": [3, 8]}, "only the last channel number may be a multiple"),
+        ({"knots": 5}, "and 5, of which only the last"),
+        ({"mu_max": 1.0}, "Raise these or use another model"),
         ({"warm_start": "nowhere.safetensors"}, "neither a file nor a shipped model"),
     ],
 )
@@ -427,22 +431,22 @@ def test_measured_part_is_the_brightest_one():
     assert part.sum() == pytest.approx(max(sums), rel=1e-5)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("volume", "message"),
     [
-        (np.zeros((12, 20, 20)), "volume 1 is constant"),
-        (np.full((12, 20, 20), 3.0), "volume 1 is constant"),
-        (np.where(np.arange(20) == 3, np.nan, np.ones((12, 20, 1))), "volume 1 holds NaN or infinite"),
-        (np.where(np.arange(20) == 3, np.inf, np.ones((12, 20, 1))), "volume 1 holds NaN or infinite"),
-        (np.ones((12, 20, 11)), r"volume 1 has the shape \(12, 20, 11\), allowed are z y x of at least \(10, 12, 12\)"),
-        (np.ones((20, 20)), r"volume 1 has the shape \(20, 20\)"),
+        (np.zeros((12, 20, 20)), "got volume 1, which is constant"),
+        (np.full((12, 20, 20), 3.0), "got volume 1, which is constant"),
+        (np.where(np.arange(20) == 3, np.nan, np.ones((12, 20, 1))), "got volume 1 with NaN or infinity"),
+        (np.where(np.arange(20) == 3, np.inf, np.ones((12, 20, 1))), "got volume 1 with NaN or infinity"),
+        (np.ones((12, 20, 11)), r"got volume 1 of shape \(12, 20, 11\); expected z y x of at least \(10, 12, 12\)"),
+        (np.ones((20, 20)), r"got volume 1 of shape \(20, 20\)"),
         (-np.random.default_rng(1).random((12, 20, 20)), "no positive value"),
     ],
 )
-def test_volumes_that_teach_nothing_are_refused(volume, message):
+def test_unusable_volumes_are_refused(volume, message):
     with pytest.raises(InvalidInputError, match=message):
         checked(volume, (10, 12, 12), "volume 1")
 
@@ -455,7 +459,7 @@ def test_file_without_volumes_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="not a readable npz file"):
         training_volumes(config(volumes=str(path)), tmp_path)
     np.savez(path, np.ones((12, 20, 20)))
-    with pytest.raises(InvalidInputError, match="holds 1 volumes, allowed are more than the 1"):
+    with pytest.raises(InvalidInputError, match=r"got 1 volumes in .*; expected more than the 1"):
         training_volumes(config(volumes=str(path)), tmp_path)
 
 
@@ -464,7 +468,7 @@ def test_checkpoint_of_another_configuration_is_refused_and_kept(trained):
     before = (folder / "checkpoint.pt").read_bytes()
     with pytest.raises(InvalidInputError, match=r"another configuration \(batch was 2, is 3\)"):
         training.train(config(batch=3), folder, resume=True)
-    with pytest.raises(OutputExistsError, match="go on with --resume"):
+    with pytest.raises(OutputExistsError, match="continue it with --resume"):
         training.train(config(), folder)
     assert (folder / "checkpoint.pt").read_bytes() == before
 
@@ -472,19 +476,19 @@ def test_checkpoint_of_another_configuration_is_refused_and_kept(trained):
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 torn"])
 def test_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(InvalidInputError, match="is damaged or no checkpoint"):
+    with pytest.raises(InvalidInputError, match="is damaged or not the checkpoint"):
         training.train(config(), tmp_path, resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == content
 
 
 def test_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save({"step": print}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InvalidInputError, match="is damaged or no checkpoint"):
+    with pytest.raises(InvalidInputError, match="is damaged or not the checkpoint"):
         training.train(config(), tmp_path, resume=True)
 
 
 def test_export_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match="there is none in"):
+    with pytest.raises(InvalidInputError, match="which contains none"):
         training.export(tmp_path, tmp_path / "model.safetensors")
 
 
@@ -496,13 +500,13 @@ def test_folder_that_is_a_file_is_refused(tmp_path):
 
 def test_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InvalidInputError, match="device: got 'cuda', allowed here are auto, cpu;"):
+    with pytest.raises(InvalidInputError, match="device: got 'cuda'; expected auto, cpu on this machine"):
         training.train(config(), tmp_path, device="cuda")
 
 
-def test_loss_that_is_not_finite_is_told_and_nothing_saved(tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_is_reported_and_nothing_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(training.loop, "loss", lambda *_: (math.nan, None))
-    with pytest.raises(InvalidInputError, match=r"learning_rate: the loss is nan with 0\.005"):
+    with pytest.raises(InvalidInputError, match=r"learning_rate: got 0\.005, with which the loss is nan"):
         training.train(config(), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -510,10 +514,10 @@ def test_loss_that_is_not_finite_is_told_and_nothing_saved(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_zyx": [4, 12, 12]}, "allowed are at least 5 voxels"),
+        ({"crop_zyx": [4, 12, 12]}, "expected at least 5 voxels"),
         ({"gamma_max": 1.0}, "gamma_max: got 1.0"),
         ({"stepz": 3}, "stepz: got 3"),
-        ({"data": {"lateral_um": [0.2, 0.1]}}, "give the smaller number first"),
+        ({"data": {"lateral_um": [0.2, 0.1]}}, "expected the smaller number first"),
         ({"learning_rate": math.inf}, "learning_rate: got inf"),
     ],
 )
@@ -524,7 +528,7 @@ def test_wrong_settings_are_named(settings, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1", "does not hold settings by name"), ("a: [", "is not YAML"), ("name: x", "steps: got")],
+    [("- 1", "does not contain settings by name"), ("a: [", "is not YAML"), ("name: x", "steps: got")],
 )
 def test_wrong_files_of_settings_are_named(tmp_path, text, message):
     path = tmp_path / "own.yaml"
@@ -536,7 +540,9 @@ def test_wrong_files_of_settings_are_named(tmp_path, text, message):
 def test_shipped_configurations_can_be_read():
     assert {"start", "compact", "large"} <= set(training.config_names())
     assert training.load_config("compact", steps=7).steps == 7
-    with pytest.raises(InvalidInputError, match="neither a readable file nor one of: compact"):
+    with pytest.raises(
+        InvalidInputError, match="neither a readable file nor a shipped name; expected a YAML file or one of compact"
+    ):
         training.load_config("unknown")
 
 
@@ -561,10 +567,17 @@ def test_command_trains_and_exports(tmp_path):
     assert "exists; give another path" in refused.output
     assert CliRunner().invoke(app, arguments).exit_code == 3
     assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
-    compared = [*arguments, "--resume", "--export", str(tmp_path / "beside.safetensors"), "--compare", "standin"]
+    compared = [
+        *arguments,
+        "--resume",
+        "--export",
+        str(tmp_path / "beside.safetensors"),
+        "--compare",
+        "finite-differences",
+    ]
     assert CliRunner().invoke(app, compared).exit_code == 0
-    assert files.load(tmp_path / "beside.safetensors").card["compared_with"]["name"] == "standin"
-    nowhere = CliRunner().invoke(app, [*arguments, "--resume", "--compare", "standin"])
+    assert files.load(tmp_path / "beside.safetensors").card["compared_with"]["name"] == "finite-differences"
+    nowhere = CliRunner().invoke(app, [*arguments, "--resume", "--compare", "finite-differences"])
     assert nowhere.exit_code == 3
     assert "goes into the exported card" in nowhere.output
 

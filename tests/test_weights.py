@@ -1,8 +1,9 @@
-"""Model files: what is saved comes back, and nothing that could run is ever opened."""
+"""Model files: saved models are read back unchanged, and no file that could run code is opened."""
 
 import json
 import pickle
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ from safetensors.numpy import save_file
 
 from bigdeconv import models
 from bigdeconv.errors import InvalidInputError, StoreError
-from bigdeconv.models import pyxudeconv
-from bigdeconv.models.pyxudeconv import import_pyxudeconv
-from bigdeconv.priors.wcrr import fourier_lambda_max
+from bigdeconv.models import import_pyxudeconv, pyxudeconv
+from bigdeconv.numerics.priors.wcrr import fourier_lambda_max
 from bigdeconv.storage import weights as storage
 from bigdeconv.storage.weights import FORMAT, WcrrWeights, load, save
+from tests.published import CHANNELS, PUBLISHED, needs_published, write_cropped
 
-PUBLISHED = Path(__file__).parents[1].parent / "shared" / "models" / "pyxudeconv-3Dtubes"
 NUMBERS = [f.name for f in fields(WcrrWeights) if f.name not in {"layers", "scaling", "card"}]
 RNG = np.random.default_rng(0)
 MODEL = WcrrWeights(
@@ -89,7 +89,7 @@ class TestFile:
         save(file, replace(MODEL, layers=layers, scaling=np.zeros((1, 2), np.float32)))
         assert [layer.item() for layer in load(file).layers] == list(range(12))
 
-    def test_what_cannot_be_written(self, tmp_path):
+    def test_a_file_that_cannot_be_written(self, tmp_path):
         with pytest.raises(StoreError, match=r"model.*missing.*model\.safetensors"):
             save(tmp_path / "missing" / "model.safetensors", MODEL)
 
@@ -191,19 +191,20 @@ class TestResolve:
 
     def test_a_file_and_a_model(self, file):
         save(file, MODEL)
-        for what in (file, str(file)):
-            assert models.resolve(what).card == MODEL.card
+        for path in (file, str(file)):
+            assert models.resolve(path).card == MODEL.card
         assert models.resolve(MODEL) is MODEL
 
     def test_neither(self, tmp_path):
         with pytest.raises(
-            InvalidInputError, match=r"^model: 'tubes' is neither a file nor a shipped .*: compact, large, standin"
+            InvalidInputError,
+            match=r"^model: got 'tubes', which is neither a file nor a shipped model; expected .* compact, large, finite-diff",
         ):
             models.resolve("tubes")
         with pytest.raises(InvalidInputError, match=r"^model: there is no file"):
             models.resolve(tmp_path)
 
-    def test_the_digest_is_of_what_decides_numbers(self):
+    def test_the_digest_is_of_the_numbers_that_decide_a_restoration(self):
         changed = [
             replace(MODEL, layers=(MODEL.layers[0] + 1, MODEL.layers[1])),
             replace(MODEL, scaling=MODEL.scaling + 1),
@@ -223,7 +224,7 @@ CONFIG = {"multi_convolution": {"size_kernels": [3, 3]}, "spline_scaling": {"x_m
 
 
 def state(n_dims=3, seed=0):
-    """What a checkpoint holds, with two layers."""
+    """Content of a checkpoint with two layers."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "conv_layer.conv_layers.0.parametrizations.weight.original": torch.randn(
@@ -266,7 +267,7 @@ class TestImport:
         np.testing.assert_array_equal(found.layers[1], state(seed=10000)["conv_layer.conv_layers.1.weight"])
 
     def test_missing_files(self, tmp_path):
-        refused = r"^model: '.*' does not hold config\.json and checkpoint_\*\.pth; give the folder"
+        refused = r"^model: got '.*', which does not contain config\.json and checkpoint_\*\.pth; expected the folder"
         with pytest.raises(InvalidInputError, match=refused):
             import_pyxudeconv(tmp_path / "none")
         with pytest.raises(InvalidInputError, match=refused):
@@ -308,7 +309,16 @@ class TestImport:
         with pytest.raises(InvalidInputError, match=self.NOT_ONE):
             import_pyxudeconv(folder_of(tmp_path, config, checkpoint_1={"state_dict": state()}))
 
-    @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published model is not at hand")
+    def test_the_architecture_of_the_published_model(self, tmp_path, file):
+        """A checkpoint with the keys, shapes and extra entries of the published one, in a cropped size."""
+        found = import_pyxudeconv(write_cropped(tmp_path / "cropped"))
+        assert [layer.shape for layer in found.layers] == [(out, into, 3, 3, 3) for into, out in pairwise(CHANNELS)]
+        assert found.lambda_max == pytest.approx(fourier_lambda_max(found.layers))
+        assert found.card["imported_from"] == "pyxudeconv checkpoint_40180.pth"
+        models.save(file, found)
+        assert models.digest(models.resolve(file)) == models.digest(found)
+
+    @needs_published
     def test_the_published_model(self, file, monkeypatch):
         monkeypatch.setattr(pyxudeconv, "fourier_lambda_max", lambda layers: 8.06e5)  # it takes seconds
         found = import_pyxudeconv(PUBLISHED)

@@ -1,1 +1,1 @@
-"""Blocks on the workers of a Dask cluster: the only room that knows Dask."""
+"""Blocks on the workers of a Dask cluster: the only package that knows Dask."""

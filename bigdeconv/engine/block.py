@@ -1,7 +1,7 @@
-"""One block on a worker: solve it, merge it, write it.
+"""One block on a worker: solved in one task, merged and written in another.
 
-The way of a block: one read, one upload, all iterations on the device, one download, rims to scratch, lower rims in, one write
-of whole shards per level.
+The path of a block: one read, one upload, all iterations on the device, one download, overlap slabs to scratch, those of the
+lower neighbours in, one write of whole shards per level.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdeconv import blending
-from bigdeconv.calibration import prepare_views
-from bigdeconv.deconvolution import make_blur, make_prior, restore
 from bigdeconv.errors import BigdeconvError
 from bigdeconv.geometry import Box, Triple, triple
-from bigdeconv.pyramid import downsample
-from bigdeconv.storage import ledger
+from bigdeconv.numerics import blending
+from bigdeconv.numerics.camera import prepare_views
+from bigdeconv.numerics.downsampling import downsample
+from bigdeconv.numerics.restoration import make_prior, restore
 from bigdeconv.storage.arrays import read_box, read_region, write_region
+from bigdeconv.storage.overlaps import read_overlap, write_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from bigdeconv.blocks import BlockTask
     from bigdeconv.engine.recipe import Recipe
-    from bigdeconv.physics.convolution import Blur
-    from bigdeconv.priors import Prior
+    from bigdeconv.numerics.convolution import Blur
+    from bigdeconv.numerics.priors.protocol import Prior
+    from bigdeconv.planning.blocks import BlockTask
+    from bigdeconv.planning.levels import Level
 
 PYRAMID_SLAB = 32
 """Planes of a coarse level that are made at a time."""
-_PLACES = BoundedSemaphore(2)
+# However many threads a worker has, it restores one block at a time with all of its cores, while the next block is read and the
+# last one is written.
+_WINDOWS = BoundedSemaphore(2)
+"""Data windows in memory: the one that is restored and the next."""
 _SOLVER = Lock()
 _WRITER = Lock()
-"""What a worker does at a time, however many threads it has: it restores one block with all of its cores, while the next one is
-read and the last one is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A block between its two tasks: it waits on its worker for the rims of its lower neighbours."""
+    """A block between its two tasks: it waits on its worker for the overlap slabs of its lower neighbours."""
 
     core: np.ndarray | None
     """Weighted core in photons, ``z y x`` float32; None for a block without data."""
@@ -50,60 +52,92 @@ class Solved:
 
 
 def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
-    """Read a block, restore it, leave its rims in the scratch folder and return its core.
+    """Read and restore a block, write its overlap slabs to the scratch folder and return its core.
 
     Raises
     ------
     BigdeconvError
         If the estimate is not finite.
     """
-    estimate, weights, stats = restore_window(recipe, task.timepoint, task.channel, task.read, task.core)
-    del weights  # the next block's may come now
+    estimate, voxel_weights, stats = restore_window(recipe, task.timepoint, task.channel, task.read, task.core)
+    del voxel_weights  # makes room for those of the next block
     if estimate is None:
-        _leave_empty_rims(recipe, task)
+        _write_empty_overlaps(recipe, task)
         return Solved(None, stats)
-    if not np.isfinite(estimate).all():
-        raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
     laps = _Laps(stats)
-    kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
-    has_lower = triple(int(p > 0) for p in task.position)
-    blending.weigh_(kept, task.core.shape, recipe.plan.blend, has_lower)
-    for direction, box in blending.rim_boxes(kept.shape, task.core.shape):
-        ledger.write_rim(recipe.scratch, task.index, direction, kept[box.slices])
+    kept = kept_voxels(estimate, task, recipe.plan.blend)
+    for direction, box in blending.overlap_boxes(kept.shape, task.core.shape):
+        write_overlap(recipe.scratch, task.index, direction, kept[box.slices])
     core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
     laps.end("blend")
     return Solved(core, stats)
 
 
+def kept_voxels(estimate: np.ndarray, task: BlockTask, blend: Triple) -> np.ndarray:
+    """Return the core of a block and the overlap past its upper faces, multiplied by the ramps of the blend.
+
+    Parameters
+    ----------
+    estimate : ndarray, ``z y x``
+        Of the data window, in photons.
+    task : BlockTask
+    blend : tuple of int, z y x
+        Half-width of the ramps.
+
+    Raises
+    ------
+    BigdeconvError
+        If the estimate is not finite.
+    """
+    if not np.isfinite(estimate).all():
+        raise BigdeconvError(f"block {task.index}: the estimate is not finite; lower --tau or raise --background.")
+    kept = estimate[task.keep.relative_to(task.read.start).slices].astype(np.float32)
+    has_lower = triple(int(p > 0) for p in task.position)
+    return blending.weigh_(kept, task.core.shape, blend, has_lower)
+
+
 def restore_window(
     recipe: Recipe, timepoint: int, channel: int, window: Box, owned: Box
 ) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, Any]]:
-    """Read a data window and restore it when it is its turn.
+    """Read a data window, and restore it when the worker's solver is free.
 
-    A GPU's host turns counts into photons beside the window that the GPU is at.  On a CPU, where that takes the same cores,
-    it would only take memory.
+    The host of a GPU converts counts to photons while the GPU restores another window.  On a CPU the conversion waits: it would
+    compete for the same cores and take memory.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    timepoint, channel : int
+        Of the input.
+    window : Box
+        Data window in voxels of the input level.
+    owned : Box
+        Part of the window whose masked voxels are counted.
 
     Returns
     -------
-    tuple
-        The estimate ``z y x`` in photons, None where there are no data; the weights of the data ``v z y x``, None where all are
-        1 or none is looked at; and statistics: seconds, and what was left out of ``owned``.
+    estimate : ndarray or None, ``z y x``
+        Photons; None for a window without data.
+    voxel_weights : ndarray or None, ``v z y x``
+        None where all are 1, or where nothing but fill was read.
+    stats : dict
+        Seconds by kind of work, and voxel counts of ``owned``.
     """
-    settings, validity = recipe.channels[channel].settings, recipe.channels[channel].validity
-    on_cpu = settings.torch_device == "cpu"
+    settings, data_mask = recipe.channels[channel].settings, recipe.channels[channel].data_mask
+    on_cpu = settings.device == "cpu"
     stats: dict[str, Any] = {}
-    with _PLACES, ExitStack() as turn:
+    with _WINDOWS, ExitStack() as turn:
         laps = _Laps(stats)
         counts = _counts(recipe, timepoint, channel, window)
         laps.end("read")
-        if validity.fill is not None and all((view == validity.fill).all() for view in counts):
+        if data_mask.fill is not None and all((view == data_mask.fill).all() for view in counts):
             n = len(counts) * owned.size
             return None, None, stats | {"voxels": n, "fill": n, "skipped": True}
         if on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")
         of_owned = owned.relative_to(window.start).slices
-        photons, weights, voxel_counts = prepare_views(counts, recipe.camera, validity, of_owned)
+        photons, weights, voxel_counts = prepare_views(counts, recipe.camera, data_mask, of_owned)
         del counts
         stats |= {name: n for name, n in asdict(voxel_counts).items() if n}
         laps.end("read")
@@ -112,8 +146,8 @@ def restore_window(
         if not on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")
-        blur, prior = _tools(recipe, channel, window.shape)
-        estimate = restore(photons, weights, blur, prior, settings)
+        operator, prior = _tools(recipe, channel, window)
+        estimate = restore(photons, weights, operator, prior, settings)
         laps.end("solve")
         return estimate, weights, stats
 
@@ -124,52 +158,81 @@ def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> np.nda
     return counts if recipe.view_axis else counts[None]
 
 
-def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, rims: dict[Triple, int]) -> dict[str, Any]:
-    """Add the rims of the lower neighbours to a core and write it, with the levels that it determines alone.
+def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:
+    """Add the overlap slabs of the lower neighbours to a core and write it, with the levels that it determines alone.
 
     Parameters
     ----------
-    rims
-        Index of the neighbour whose rim comes in, by its direction.
+    recipe : Recipe
+    task : BlockTask
+    solved : Solved
+    overlaps : dict of int
+        Index of the neighbour by the direction from which its slab comes.
 
     Returns
     -------
     dict
-        The block's statistics, for the ledger.
+        Journal record of the block.
     """
     with _WRITER:
         stats = dict(solved.stats)
         laps = _Laps(stats)
-        incoming = {d: ledger.read_rim(recipe.scratch, index, d) for d, index in rims.items()}
+        incoming = {d: read_overlap(recipe.scratch, index, d) for d, index in overlaps.items()}
         core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
         blending.merge_(core, incoming)
         stats["max"] = round(float(core.max()), 4)
         laps.end("blend")
-        stored, clipped = to_stored(core, recipe, task.channel)
+        scale = recipe.channels[task.channel].output_scale
+        stored, clipped = to_stored(core, np.dtype(recipe.output_dtype), scale, recipe.keep_bits)
         del core
-        if solved.core is not None or any(rim.size for rim in incoming.values()):
+        if solved.core is not None or any(slab.size for slab in incoming.values()):
             _write_levels(recipe, task, stored)
         laps.end("write")
         return {"block": task.index, **stats} | ({"clipped": clipped} if clipped else {})
 
 
-def to_stored(core: np.ndarray, recipe: Recipe, channel: int) -> tuple[np.ndarray, int]:
-    """Convert photons to what is stored, in the memory of ``core``; return it with the number of clipped voxels."""
-    dtype = np.dtype(recipe.output_dtype)
-    core *= np.float32(recipe.channels[channel].output_scale)
+def to_stored(core: np.ndarray, dtype: np.dtype, output_scale: float, keep_bits: int | None) -> tuple[np.ndarray, int]:
+    """Convert photons to stored values, in the memory of ``core``.
+
+    Parameters
+    ----------
+    core : ndarray, ``z y x``
+        Photons, float32.
+    dtype : dtype
+        Of the output: integers are rounded and clipped.
+    output_scale : float
+        Factor from photons to stored values.
+    keep_bits : int or None
+        Mantissa bits to keep of floating point.
+
+    Returns
+    -------
+    stored : ndarray, ``z y x``
+    clipped : int
+        Number of clipped voxels.
+    """
+    core *= np.float32(output_scale)
     if dtype.kind == "f":
-        return (core if recipe.keep_bits is None else _round_mantissa(core, recipe.keep_bits)), 0
+        return (core if keep_bits is None else _round_mantissa(core, keep_bits)), 0
     limit = np.iinfo(dtype).max
     np.rint(core, out=core)
     clipped = int(np.count_nonzero(core > limit))
     return np.clip(core, 0, limit, out=core).astype(dtype), clipped
 
 
-def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> None:
-    """Make one write unit of a coarse level from the stored level above it.
+def levels_of(stored: np.ndarray, levels: Sequence[Level]) -> Iterator[np.ndarray]:
+    """Yield the levels of the pyramid that a core determines alone, from its stored voxels on."""
+    for n, level in enumerate(levels):
+        if not level.in_task:
+            return
+        if n:
+            finer = levels[n - 1].factors
+            stored = downsample(stored, triple(c // f for c, f in zip(level.factors, finer, strict=True)))
+        yield stored
 
-    ``timepoint`` and ``channel`` count in the output.
-    """
+
+def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> None:
+    """Make one write unit of a coarse level from the next finer stored level; time point and channel count in the output."""
     fine, coarse = recipe.plan.levels[level - 1], recipe.plan.levels[level]
     step = triple(c // f for c, f in zip(coarse.factors, fine.factors, strict=True))
     result = np.empty(box.shape, recipe.output_dtype)
@@ -186,28 +249,23 @@ def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, 
 
 
 def read_stored(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
-    """Return what is stored of a box ``z y x`` of a level; ``timepoint`` and ``channel`` count in the input."""
+    """Return the stored values of a box ``z y x`` of a level; time point and channel count in the input."""
     plan = recipe.plan
     return _read(recipe, level, plan.timepoints.index(timepoint), plan.channels.index(channel), box)
 
 
-def _leave_empty_rims(recipe: Recipe, task: BlockTask) -> None:
-    """Tell the upper neighbours that nothing comes from here: an empty rim, which adds nothing."""
-    for direction, _ in blending.rim_boxes(task.keep.shape, task.core.shape):
-        ledger.write_rim(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32))
+def _write_empty_overlaps(recipe: Recipe, task: BlockTask) -> None:
+    """Write an empty slab for each upper neighbour: nothing is added there."""
+    for direction, _ in blending.overlap_boxes(task.keep.shape, task.core.shape):
+        write_overlap(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32))
 
 
 def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> None:
     plan = recipe.plan
     timepoint, channel = plan.timepoints.index(task.timepoint), plan.channels.index(task.channel)
     core = task.core.relative_to(plan.roi.start)
-    for n, level in enumerate(plan.levels):
-        if not level.in_task:
-            break
-        if n:
-            finer = plan.levels[n - 1].factors
-            stored = downsample(stored, triple(c // f for c, f in zip(level.factors, finer, strict=True)))
-        _write(recipe, n, timepoint, channel, core.coarsen(level.factors), stored)
+    for n, values in enumerate(levels_of(stored, plan.levels)):
+        _write(recipe, n, timepoint, channel, core.coarsen(plan.levels[n].factors), values)
 
 
 def _read(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
@@ -227,7 +285,7 @@ def _index(recipe: Recipe, timepoint: int, channel: int, box: Box) -> tuple[int 
 
 
 def _round_mantissa(values: np.ndarray, keep_bits: int) -> np.ndarray:
-    """Round float32 to ``keep_bits`` bits of mantissa, to nearest with ties to even; the rest become zeros that compress."""
+    """Round float32 to ``keep_bits`` bits of mantissa, to nearest with ties to even; the other bits become zeros."""
     drop = 23 - keep_bits
     if drop <= 0:
         return values
@@ -237,13 +295,13 @@ def _round_mantissa(values: np.ndarray, keep_bits: int) -> np.ndarray:
 
 
 class _Laps:
-    """Adds to a block's statistics the seconds that went into each part of the work."""
+    """Seconds of each kind of work, added to a block's statistics."""
 
     def __init__(self, stats: dict[str, Any]) -> None:
         self._stats, self._since = stats, time.perf_counter()
 
     def end(self, part: str) -> None:
-        """Count the time since the last call, or since the start, for a part."""
+        """Add the time since the last call, or since the start, to a kind of work."""
         now, key = time.perf_counter(), f"{part}_seconds"
         self._stats[key] = round(self._stats.get(key, 0.0) + now - self._since, 3)
         self._since = now
@@ -252,23 +310,23 @@ class _Laps:
 _TOOLS: dict[str, tuple[Any, Any]] = {}
 
 
-def _tools(recipe: Recipe, channel: int, window_shape: Triple) -> tuple[Blur, Prior | None]:
-    """Return OTFs and prior, built once per worker for as long as channel and window stay the same."""
-    settings, kernels = recipe.channels[channel].settings, recipe.channels[channel].kernels
-    blur = _kept("blur", (recipe.token, channel, window_shape), lambda: make_blur(kernels, window_shape, settings))
-    prior = _kept("prior", (recipe.token, channel), lambda: make_prior(settings, recipe.model))
-    return blur, prior
+def _tools(recipe: Recipe, channel: int, window: Box) -> tuple[Blur, Prior | None]:
+    """Return the operator and the prior of a window; each worker builds them once while channel and window stay alike."""
+    settings, psf = recipe.channels[channel].settings, recipe.psfs[channel]
+    key = recipe.token, channel
+    operator = _cached_tool("operator", (*key, psf.operator_key(window)), lambda: psf.operator(window, settings))
+    return operator, _cached_tool("prior", key, lambda: make_prior(settings, recipe.model))
 
 
-def _kept(name: str, key: object, make: Callable[[], Any]) -> Any:
-    """Return the tool of a name, made anew where it was made for another key.
+def _cached_tool(name: str, key: object, make: Callable[[], Any]) -> Any:
+    """Return the tool of a name, made again if it was made for another key.
 
-    Blocks of one interior shape come one after the other, so one entry is enough, and memory stays bounded.
+    Blocks of one interior shape follow one another, so a cache of one entry suffices and bounds the memory.
     """
     entry = _TOOLS.get(name)
     if entry is None or entry[0] != key:
         _TOOLS.pop(name, None)
-        del entry
+        del entry  # releases the old tool before the new one is made
         entry = (key, make())
         _TOOLS[name] = entry
     return entry[1]

@@ -1,42 +1,53 @@
-"""What every block needs to know, sent once to every worker."""
+"""The recipe of a volume's blocks, sent once to every worker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+from bigdeconv.numerics.camera import Camera, DataMask  # noqa: TC001  (read at run time: the ledger stores them by annotation)
+from bigdeconv.numerics.restoration import CalibratedSettings  # noqa: TC001
 
-    from bigdeconv.blocks import Plan
-    from bigdeconv.deconvolution import Settings
-    from bigdeconv.intensity import Camera, Validity
-    from bigdeconv.priors.weights import WcrrWeights
+if TYPE_CHECKING:
+    from bigdeconv.numerics.priors.weights import WcrrWeights
+    from bigdeconv.planning.blocks import Plan
+    from bigdeconv.psf import PSF
     from bigdeconv.storage.omezarr import VolumeInfo
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelRecipe:
-    """How one channel is restored and stored."""
+@dataclass(frozen=True, slots=True)
+class ChannelNumbers:
+    """Numbers that all blocks of a channel share."""
 
-    settings: Settings
-    validity: Validity
-    kernels: np.ndarray
-    """PSFs, ``v z y x``."""
+    settings: CalibratedSettings
+    data_mask: DataMask
     output_scale: float
+    """Factor from photons to stored values."""
+
+    @property
+    def text(self) -> str:
+        """The numbers in words."""
+        settings = self.settings
+        strength = "" if settings.method == "rl" else f", τ {settings.tau:.3g}"
+        return (
+            f"background {settings.background:.4g} photons, intensity scale {settings.intensity_scale:.4g} photons{strength}, "
+            f"output scale {self.output_scale:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """How a block is read, restored, merged and written; the same for all blocks of a volume."""
+    """Everything that a worker needs to read, restore, merge and write the blocks of a volume."""
 
     token: str
-    """Names this start of this run on a cluster: two runs never share a task, nor a task that outlived its driver."""
+    """Name of this start of this run on a cluster: two runs share no task, and neither do two starts of one run."""
     volume: VolumeInfo
     view_axis: str | None
     camera: Camera
     plan: Plan
-    channels: dict[int, ChannelRecipe]
+    channels: dict[int, ChannelNumbers]
+    psfs: dict[int, PSF]
+    """By channel."""
     model: WcrrWeights | None
     output: str
     """Path of the output's group."""
@@ -44,6 +55,6 @@ class Recipe:
     output_dtype: str
     keep_bits: int | None
     scratch: str
-    """Folder of the rims."""
+    """Folder of the overlap slabs."""
     threads: int | None
-    """Threads per block; None for the worker's own choice."""
+    """Threads per block; None for a fair share of the worker's host."""

@@ -1,4 +1,4 @@
-"""Import of the 3-D regularisers that pyxudeconv publishes (github.com/ThanhAnPham/pyxudeconv)."""
+"""Import of the published 3-D regularisers of pyxudeconv (github.com/ThanhAnPham/pyxudeconv)."""
 
 from __future__ import annotations
 
@@ -11,50 +11,52 @@ import numpy as np
 import torch
 
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.priors.wcrr import fourier_lambda_max
-from bigdeconv.priors.weights import WcrrWeights
+from bigdeconv.numerics.priors.wcrr import fourier_lambda_max
+from bigdeconv.numerics.priors.weights import WcrrWeights
 
 _FIRST = "conv_layer.conv_layers.0.parametrizations.weight.original"
 _LATER = "conv_layer.conv_layers.{}.weight"
 
 
 def import_pyxudeconv(folder: str | Path) -> WcrrWeights:
-    """Read ``config.json`` and the newest ``checkpoint_*.pth`` of a folder (or of its ``checkpoints`` folder).
+    """Read ``config.json`` and the ``checkpoint_*.pth`` of the last step in a folder or below it.
 
-    The checkpoint is opened with torch's ``weights_only``, which runs no code.  The norm of the filters is computed anew in
-    the Fourier domain: the value in the file is an estimate from the training.
+    The checkpoint is opened with torch's ``weights_only``, which runs no code.  The norm of the filters is computed in the
+    Fourier domain, because the value in the file is an estimate from the training.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of a pyxudeconv model.
+
+    Returns
+    -------
+    WcrrWeights
 
     Raises
     ------
     InvalidInputError
-        If a file is missing or is no such checkpoint.
+        If a file is missing, or is not a checkpoint of a 3-D regulariser.
     """
     folder = Path(folder)
     config_file = folder / "config.json"
     checkpoints = sorted(folder.rglob("checkpoint_*.pth"), key=_step)
     if not config_file.is_file() or not checkpoints:
         raise InvalidInputError(
-            f"model: {str(folder)!r} does not hold config.json and checkpoint_*.pth; give the folder of a pyxudeconv model."
+            f"model: got {str(folder)!r}, which does not contain config.json and checkpoint_*.pth; expected the folder of a "
+            "pyxudeconv model."
         )
     try:
         config = json.loads(config_file.read_text())
         state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["state_dict"]
         return _convert(config, state, checkpoints[-1].name)
     except pickle.UnpicklingError as error:
-        # torch's own text advises to load it all the same.
+        # torch's own message advises loading the file without this protection.
         raise InvalidInputError(
-            f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser (it holds more than weights, "
-            "or is damaged); it was not loaded."
+            f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser (it contains more than "
+            "weights, or is damaged). It was not loaded."
         ) from error
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        IndexError,
-        EOFError,
-    ) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, EOFError) as error:
         raise InvalidInputError(
             f"model: {str(checkpoints[-1])!r} is not a checkpoint of a 3-D pyxudeconv regulariser ({error})."
         ) from error

@@ -1,4 +1,5 @@
-"""OME-Zarr volumes and what lies beside them: the only room that opens arrays on disk or in object stores.
+"""OME-Zarr volumes and the files beside them: the only package that opens arrays on disk or in object stores.
 
-Import from its modules: `omezarr` describes, creates and validates volumes, `arrays` moves voxels.
+Import from its modules: `omezarr` describes volumes, `arrays` reads and writes voxels, `output` creates images, `collection`
+handles several images at once, and `validation` checks them.
 """

@@ -1,17 +1,17 @@
-"""Small results that are worth keeping between runs, as JSON files in the user's cache folder.
+"""Small results that are kept between runs, as JSON files in the user's cache folder.
 
-The folder is ``bigdeconv`` below ``$XDG_CACHE_HOME``, or below ``~/.cache``.  Nothing depends on it: a file that is missing,
-damaged or cannot be written costs time only.
+Nothing depends on them: a file that is missing, damaged or cannot be written costs time only.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
+
+from platformdirs import user_cache_path
+
+from bigdeconv.storage.atomic import replaced_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def remembered(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[dict[str, Any]], T]) -> T:
-    """Return what was stored under a name, or compute and store it.
+def cached(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[dict[str, Any]], T]) -> T:
+    """Return the result stored under a name, or compute and store it.
 
     Parameters
     ----------
-    name
-        Names the result for good: a digest of everything that it depends on.
-    compute
-        Returns plain values.
-    parse
-        Makes of them what is wanted; raises ``ValueError``, ``KeyError`` or ``TypeError`` where they are damaged.
+    name : str
+        Digest of everything that the result depends on.
+    compute : callable
+        Returns the result as plain values.
+    parse : callable
+        Makes the result from plain values; raises ``ValueError``, ``KeyError`` or ``TypeError`` where they are damaged.
     """
-    path = _folder() / f"{name}.json"
+    path = user_cache_path("bigdeconv", appauthor=False) / f"{name}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text())
         if content["name"] == name:
@@ -39,12 +39,6 @@ def remembered(name: str, compute: Callable[[], dict[str, Any]], parse: Callable
     result = compute()
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_suffix(f".{uuid4().hex}.partial")
-        building.write_text(json.dumps({"name": name, "result": result}))
-        building.replace(path)
+        with replaced_file(path) as building:
+            building.write_text(json.dumps({"name": name, "result": result}))
     return parse(result)
-
-
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (never raises)
-    return Path(base) / "bigdeconv"

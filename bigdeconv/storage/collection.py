@@ -1,33 +1,35 @@
-"""Several images of one job: a list, a glob or a plate, found, made and checked."""
+"""Several images of one job, a list, a glob or a plate: finding them, creating their outputs, and checking them."""
 
 from __future__ import annotations
 
 import glob
-import shutil
-import warnings
-from contextlib import suppress
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 import zarr
 
-from bigdeconv.errors import InvalidInputError, StoreError
+from bigdeconv.errors import BigdeconvError, InvalidInputError, StoreError
+from bigdeconv.geometry import ceil_div
 from bigdeconv.storage import validation
-from bigdeconv.storage.arrays import is_remote, open_store, reported, resolve_location
-from bigdeconv.storage.omezarr import one_line, open_group
-from bigdeconv.storage.output import OutputSpec, create_output
+from bigdeconv.storage.locations import is_remote, open_store, resolve_location
+from bigdeconv.storage.ome_parsing import open_group
+from bigdeconv.storage.output import OutputSpec, create_output, in_memory_group, new_output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from bigdeconv.storage.output import OmeVersion
 
 LIST_SUFFIX = ".txt"
+MAX_PLATE_CHUNKS = 2**18
+"""Chunks of a plate up to which ome-zarr is asked to open it whole: its reader holds one task per chunk, 0.4 kB each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The images of a job, and what their outputs will be called."""
+    """The images of a job, and the names of their outputs."""
 
     locations: tuple[str, ...]
     names: tuple[str, ...] = ("",)
@@ -38,7 +40,7 @@ class Collection:
     """Metadata of the plate's wells, by their paths."""
 
     def outputs(self, output: Path) -> tuple[Path, ...]:
-        """Return where the output of each image lies."""
+        """Return the place of each image's output."""
         return tuple(output / name if name else output for name in self.names)
 
 
@@ -47,14 +49,19 @@ def find_images(location: str) -> Collection:
 
     Parameters
     ----------
-    location
+    location : str
         An image; a glob of local images; a local ``.txt`` file with one image per line, relative to the file, in which
         ``#`` begins a comment; or a plate (0.4 or 0.5).
+
+    Returns
+    -------
+    Collection
+        At least one image.
 
     Raises
     ------
     InvalidInputError
-        If there are none, two of one name, or a plate's metadata name none.
+        If there are none, two of one name, or a plate whose metadata cannot be used.
     StoreError
         If a list, plate or well cannot be read.
     """
@@ -64,29 +71,37 @@ def find_images(location: str) -> Collection:
     if not is_remote(location) and path.suffix == LIST_SUFFIX and path.is_file():
         return _several(_read_list(path), f"the list {location!r} names no image")
     where = resolve_location(location)
-    ome = _ome_attributes(where)
+    ome = _ome_attributes(open_group(where))
     return _plate(where, ome["plate"]) if "plate" in ome else Collection((location,))
 
 
 def create_outputs(path: Path, collection: Collection, specs: Sequence[OutputSpec]) -> None:
-    """Create the outputs of a job without voxels, all or none of them; see `create_output`.
+    """Create the outputs of a job without voxels, all or none of them.
 
     A plate becomes a plate of the same wells and fields, a list a folder.
+
+    Parameters
+    ----------
+    path : Path
+        Place of the job's output: a local path that does not exist.
+    collection : Collection
+        Images of the job.
+    specs : sequence of OutputSpec
+        Arrays and metadata of each image's output.
+
+    Raises
+    ------
+    OutputExistsError, InvalidInputError, StoreError
+        See `create_output`.
     """
     if collection.names == ("",):
         create_output(path, specs[0])
         return
-    hidden = path.parent / f".{path.name}.{uuid4().hex[:12]}.tmp"
-    try:
-        with reported("create", str(path)):
-            if collection.plate is not None:
-                _make_plate(hidden, collection, specs[0].ome_version)
-            for output, spec in zip(collection.outputs(hidden), specs, strict=True):
-                create_output(output, spec)
-            hidden.rename(path)
-    finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(hidden)
+    with new_output(path) as folder:
+        if collection.plate is not None:
+            _make_plate(folder, collection.plate, collection.wells, specs[0].ome_version)
+        for output, spec in zip(collection.outputs(folder), specs, strict=True):
+            create_output(output, spec)
 
 
 def validate(location: str | Path, *, deep: bool = False) -> list[str]:
@@ -99,6 +114,11 @@ def validate(location: str | Path, *, deep: bool = False) -> list[str]:
         found = validation.validate(image, deep=deep)
         problems += [f"{name}: {problem}" for problem in found] if name else found
     return problems
+
+
+def is_group(folder: Path) -> bool:
+    """Tell whether a folder is a zarr group."""
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
 def _several(locations: Sequence[str], nothing: str) -> Collection:
@@ -125,49 +145,89 @@ def _read_list(path: Path) -> list[str]:
     return [entry if "://" in entry else str(path.parent / Path(entry).expanduser()) for entry in entries if entry]
 
 
-def _ome_attributes(where: str) -> Mapping[str, Any]:
-    attributes = open_group(where).attrs.asdict()
+def _ome_attributes(group: zarr.Group) -> dict[str, Any]:
+    """Return the attributes of a group that belong to OME-Zarr, wherever its version keeps them."""
+    attributes: dict[str, Any] = group.attrs.asdict()
     inner = attributes.get("ome")
     return inner if isinstance(inner, dict) else attributes
 
 
 def _plate(where: str, plate: object) -> Collection:
-    """Return the fields of a plate in the order of its metadata."""
-    from ome_zarr_models.common.plate import PlateBase
-    from ome_zarr_models.common.well_types import WellMeta
-
-    try:
-        paths = [well.path for well in PlateBase.model_validate(plate).wells]
-        wells = {path: _ome_attributes(f"{where}/{path}").get("well") for path in paths}
-        fields = [(p, image.path) for p, w in wells.items() for image in WellMeta.model_validate(w).images]
-    except ValueError as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"input: {where} is no valid plate: {one_line(error)}") from error
-    names = tuple(f"{well}/{image}" for well, image in fields)
-    if not names or len(set(names)) < len(names) or any({"", ".", ".."} & set(name.split("/")) for name in names):
+    """Return the fields of a plate in the order of its metadata; entries of no use here, such as acquisitions, pass unchecked."""
+    rows, columns = (_names(where, plate, key) for key in ("rows", "columns"))
+    wells: dict[str, dict[str, Any]] = {}
+    names: list[str] = []
+    for path in _texts(where, plate, "wells", "path"):
+        row, _, column = path.partition("/")
+        if row not in rows or column not in columns:
+            raise _bad_plate(where, f"wells: got the path {path!r}; expected a row, a slash and a column")
+        well = _ome_attributes(open_group(f"{where}/{path}")).get("well")
+        images = _texts(f"{where}/{path}", well, "images", "path")
+        names += [f"{path}/{image}" for image in images]
+        assert isinstance(well, dict)
+        wells[path] = well
+    fields = [name.split("/") for name in names]
+    if not names or len(set(names)) < len(names) or any(len(f) != 3 or {"", ".", ".."} & set(f) for f in fields):
         raise InvalidInputError(
-            f"input: the plate {where} must list one field or more, each once, and each below itself."
+            f"input: the plate {where} must list one field or more, each once, and each right below its well."
         )
     assert isinstance(plate, dict)
-    return Collection(tuple(f"{where}/{n}" for n in names), names, plate, {p: dict(w or {}) for p, w in wells.items()})
+    return Collection(tuple(f"{where}/{name}" for name in names), tuple(names), plate, wells)
 
 
-def _make_plate(folder: Path, collection: Collection, ome_version: Literal["0.5", "0.4"]) -> None:
+def _names(where: str, plate: object, key: str) -> list[str]:
+    """Return the names of a plate's rows or columns."""
+    names = _texts(where, plate, key, "name")
+    if len(set(names)) < len(names) or not all(name.isascii() and name.isalnum() for name in names):
+        raise _bad_plate(where, f"{key}: got the names {names}; expected different ones of letters and digits")
+    return names
+
+
+def _texts(where: str, owner: object, key: str, inner: str) -> list[str]:
+    """Return one text of each entry of a list in the metadata of a plate or well."""
+    entries = owner.get(key) if isinstance(owner, dict) else None
+    if not isinstance(entries, list):
+        raise _bad_plate(where, f"{key}: got {entries!r}; expected a list")
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get(inner), str):
+            raise _bad_plate(where, f"{key}: got the entry {entry!r}; expected an object with a text {inner!r}")
+    return [entry[inner] for entry in entries]
+
+
+def _bad_plate(where: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(f"input: {where} is no valid plate: {reason}; correct its metadata.")
+
+
+def _make_plate(folder: Path, plate: dict[str, Any], wells: dict[str, dict[str, Any]], ome_version: OmeVersion) -> None:
     """Write the groups of a plate, its rows and wells."""
-    own = {"version": ome_version}
-    _make_group(folder, ome_version, {"plate": {**(collection.plate or {}), **own}})
-    for row in dict.fromkeys(path.split("/")[0] for path in collection.wells):
+    from ome_zarr.writer import write_plate_metadata, write_well_metadata
+
+    rows, columns = ([entry["name"] for entry in plate[key]] for key in ("rows", "columns"))
+    group, fmt = in_memory_group(ome_version)
+    write_plate_metadata(group, rows, columns, list(wells), fmt=fmt)
+    stored = {well["path"]: well for well in plate["wells"]}
+    numbered = [{**stored[well["path"]], **well} for well in _ome_attributes(group)["plate"]["wells"]]
+    _save(folder, group, ome_version, "plate", {**plate, "wells": numbered})
+    for row in dict.fromkeys(path.split("/")[0] for path in wells):
         _make_group(folder / row, ome_version, {})
-    for path, well in collection.wells.items():
-        _make_group(folder / path, ome_version, {"well": {**well, **own}})
+    for path, well in wells.items():
+        group, fmt = in_memory_group(ome_version)
+        write_well_metadata(group, [image["path"] for image in well["images"]], fmt=fmt)
+        _save(folder / path, group, ome_version, "well", well)
 
 
-def _make_group(folder: Path, ome_version: str, ome: dict[str, Any]) -> None:
+def _save(folder: Path, group: zarr.Group, ome_version: OmeVersion, key: str, stored: dict[str, Any]) -> None:
+    """Create a group that ome-zarr has described in memory, with those entries of the input that it does not write."""
+    attributes: dict[str, Any] = group.attrs.asdict()
+    ome = attributes["ome"] if ome_version == "0.5" else attributes
+    ome[key] = {**ome[key], **stored, "version": ome_version}
+    _make_group(folder, ome_version, attributes)
+
+
+def _make_group(folder: Path, ome_version: OmeVersion, attributes: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    nested = {"ome": {"version": ome_version, **ome}} if ome and ome_version == "0.5" else ome
     zarr_format: Literal[2, 3] = 3 if ome_version == "0.5" else 2
-    zarr.create_group(open_store(str(folder), writable=True), zarr_format=zarr_format, attributes=nested)
+    zarr.create_group(open_store(str(folder), writable=True), zarr_format=zarr_format, attributes=attributes)
 
 
 def _stored_collection(location: str | Path) -> tuple[Collection, list[str]]:
@@ -176,7 +236,7 @@ def _stored_collection(location: str | Path) -> tuple[Collection, list[str]]:
     if not is_remote(where) and (images := _images_in(Path(where))):
         return Collection(tuple(str(path) for path in images), tuple(path.name for path in images)), []
     collection = find_images(where)
-    return collection, _plate_problems(where) if collection.plate is not None else []
+    return collection, [] if collection.plate is None else _plate_problems(where, collection)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -186,22 +246,38 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_group(path))
 
 
-def is_group(folder: Path) -> bool:
-    """Tell whether a folder is a zarr group."""
-    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
+def _plate_problems(where: str, collection: Collection) -> list[str]:
+    """Return what ome-zarr-models and ome-zarr find wrong with a plate, its images apart."""
+    problems = []
+    if (models := validation.models_package()) is not None:
+        problems += [f"plate: {problem}" for problem in validation.model_problems(models, open_group(where), "HCS")]
+    if not is_remote(where) and (shapes := _stitched_shapes(where, collection)):
+        problems += validation.reader_problems(where, "plate", shapes)
+    return problems
 
 
-def _plate_problems(where: str) -> list[str]:
-    """Return what ome-zarr-models says of the plate."""
-    from ome_zarr_models import v04, v05
+def _stitched_shapes(where: str, collection: Collection) -> list[tuple[int, ...]]:
+    """Return the shapes of the image that ome-zarr makes of a plate: one field of each well, in rows and columns.
 
-    group = open_group(where)
-    model = v05.HCS if "ome" in group.attrs else v04.HCS
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            model.from_zarr(group)
-        except Exception as error:
-            # It meets whatever is stored; that it stumbles is the finding.
-            return [f"plate: {one_line(error)}"]
-    return [f"plate: {w.message}" for w in caught if w.category.__name__ == "ValidationWarning"]
+    It takes the field that the first well names first, and expects it in all wells with the same levels.  Where a valid plate has
+    other fields, or more chunks than its reader can hold, there are no shapes.
+    """
+    plate, first = collection.plate or {}, min(collection.wells)
+    images = collection.wells[first]["images"]
+    if not images:
+        return []
+    try:
+        fields = [validation.level_arrays(f"{where}/{well}/{images[0]['path']}") for well in collection.wells]
+    except BigdeconvError:
+        # A missing field is either none that the well names, or is reported with its image.
+        return []
+    levels = {tuple((path, array.shape) for path, array in field) for field in fields}
+    chunks = sum(
+        math.prod(ceil_div(n, c) for n, c in zip(array.shape, array.chunks, strict=True))
+        for field in fields
+        for _, array in field
+    )
+    if len(levels) > 1 or chunks > MAX_PLATE_CHUNKS:
+        return []
+    n_rows, n_columns = len(plate["rows"]), len(plate["columns"])
+    return [(*shape[:-2], shape[-2] * n_rows, shape[-1] * n_columns) for _, shape in levels.pop()]

@@ -1,65 +1,80 @@
-"""The ledger beside a store: the stored plan, a journal of what is finished, and the rims that wait.
+"""The ledger beside an output: its plan, the journal of finished blocks, and the overlap slabs that wait.
 
 ::
 
     OUTPUT.bigdeconv/
-        plan.json        what was decided before the first block
+        plan.json        the record of the run, written before the first block
         arrays.safetensors, model.safetensors
         journal.jsonl    one line per finished block, appended and synced by the driver alone
-        certificate.json what solving some seams again has found
-        report.json, report.html   what `bigdeconv report` made of it all
+        run.log          what happened, with the tracebacks of failed blocks
+        certificate.json errors measured at seams
+        report.json, report.html   made by `bigdeconv report`
         lock             held by the living driver
-        scratch/         rims of finished blocks that an unfinished neighbour still needs
+        scratch/         overlap slabs of finished blocks that an unfinished neighbour still needs
 
-A block is finished when its core and rims are on disk *and* its line is in the journal.  A chunk's existence proves nothing:
-an all-zero block writes none.
+A block is finished when its core and overlap slabs are on disk *and* its line is in the journal.  The existence of a chunk proves
+nothing: a block of zeros writes none.  See ``DESIGN.md`` beside this file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.storage import weights
+from bigdeconv.storage.atomic import new_folder, replaced_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bigdeconv.geometry import Triple
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
+
+LOCK_SECONDS = 2.0
+"""Patience with those who look for a moment whether the lock is held."""
+SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "write_seconds")
+"""Kinds of work whose time is added up over all workers."""
+VOXELS = ("voxels", "not_finite", "fill", "hot", "negative", "clipped")
+"""Kinds of voxels that are counted."""
 
 
 def ledger_path(output: str | Path) -> Path:
-    """Return where the ledger of an output lies."""
+    """Return the path of the ledger of an output."""
     path = Path(output)
     return path.with_name(path.name + ".bigdeconv")
 
 
 class Ledger:
-    """The plan and journal of one output."""
+    """Plan and journal of one output.
+
+    Parameters
+    ----------
+    output : str or Path
+        The output that it belongs to; use `create` or `open`.
+    """
 
     def __init__(self, output: str | Path) -> None:
         self.path = ledger_path(output)
         self.model_path = self.path / "model.safetensors"
-        self._journal: IO[str] | None = None
+        self.log_path = self.path / "run.log"
+        self._journal: IO[bytes] | None = None
 
     @classmethod
     def create(
         cls,
         output: str | Path,
-        document: dict[str, Any],
+        plan: dict[str, Any],
         arrays: Mapping[str, np.ndarray],
         model: WcrrWeights | None = None,
     ) -> Ledger:
@@ -69,25 +84,25 @@ class Ledger:
         ------
         OutputExistsError
             If there is a ledger already.
+        StoreError
+            If it cannot be written.
         """
         ledger = cls(output)
         if ledger.path.exists():
             raise OutputExistsError(
-                f"output: there is a ledger of an earlier run at {str(ledger.path)!r}; go on with --resume, or replace it "
-                "with --overwrite."
+                f"output: {str(ledger.path)!r} is the ledger of an earlier run; continue that with --resume, or replace it with "
+                "--overwrite."
             )
-        building = ledger.path.with_name(f".{ledger.path.name}.{uuid4().hex}")
         try:
-            building.mkdir(parents=True)
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
-            if model is not None:
-                weights.save(building / ledger.model_path.name, model)
-            (building / "plan.json").write_text(json.dumps(document, indent=1))
-            (building / "journal.jsonl").touch()
-            (building / "lock").touch()
-            building.rename(ledger.path)
+            with new_folder(ledger.path) as building:
+                building.mkdir()
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
+                if model is not None:
+                    weights.save(building / ledger.model_path.name, model)
+                (building / "plan.json").write_text(json.dumps(plan, indent=1))
+                (building / "journal.jsonl").touch()
+                (building / "lock").touch()
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(building, ignore_errors=True)
             raise StoreError(f"output: the ledger {str(ledger.path)!r} cannot be written ({error}).") from error
         return ledger
 
@@ -107,20 +122,27 @@ class Ledger:
             )
         return ledger
 
-    def document(self) -> dict[str, Any]:
-        """Return the stored plan."""
+    def plan(self) -> dict[str, Any]:
+        """Return the stored plan as plain values.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged.
+        """
         path = self.path / "plan.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except ValueError as error:
             raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
+        if not isinstance(content, dict):
+            raise StoreError(f"output: {str(path)!r} is damaged (it holds a {type(content).__name__}, not a plan).")
         return content
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Store plain values under a name; they appear whole or not at all."""
-        building = self.path / f"{name}.{uuid4().hex}.partial"
-        building.write_text(json.dumps(values, indent=1))
-        building.replace(self.path / f"{name}.json")
+        """Store plain values under a name."""
+        with replaced_file(self.path / f"{name}.json") as building:
+            building.write_text(json.dumps(values, indent=1))
 
     def certificate(self) -> dict[str, Any] | None:
         """Return the stored certificate, or None where there is none that can be read."""
@@ -134,16 +156,31 @@ class Ledger:
         """Return the stored arrays, the PSFs among them."""
         return dict(load_file(str(self.path / "arrays.safetensors")))
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of the journal; a last line that a crash cut short is left out."""
-        with (self.path / "journal.jsonl").open() as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith("\n"):
-                    try:
-                        record = json.loads(line)
-                    except ValueError as error:
-                        raise StoreError(f"output: {file.name!r} is damaged at line {number} ({error}).") from error
-                    yield record
+    def records(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the records of the journal and where each ends, in bytes; an incomplete last line is left out.
+
+        Parameters
+        ----------
+        start : int
+            Byte to begin at: 0, or the end of a record.
+
+        Raises
+        ------
+        StoreError
+            If a line is damaged.
+        """
+        with (self.path / "journal.jsonl").open("rb") as file:
+            file.seek(start)
+            end = start
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise StoreError(f"output: {file.name!r} is damaged at byte {end} ({error}).") from error
+                end += len(line)
+                yield record, end
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -154,87 +191,116 @@ class Ledger:
         StoreError
             If another living driver holds it.
         """
-        with (self.path / "lock").open("a+") as lock:
-            if not _locked_within(lock, seconds=2.0):
-                raise StoreError(
-                    f"output: another run is writing it (the lock {lock.name!r} is held); wait for it or stop it."
-                )
+        lock = FileLock(self.path / "lock", timeout=LOCK_SECONDS)
+        try:
+            held = lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"output: another run is writing it (the lock {lock.lock_file!r} is held); wait for it or stop it."
+            ) from error
+        with held:
             self._cut_torn_line()
             try:
-                with (self.path / "journal.jsonl").open("a") as self._journal:
+                with (self.path / "journal.jsonl").open("ab") as self._journal:
                     yield
             finally:
                 self._journal = None
 
     def is_being_written(self) -> bool:
-        """Tell whether a living driver holds the journal."""
-        with (self.path / "lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-            return False
+        """Tell whether a living driver holds the journal; the right to read suffices."""
+        for attempt in range(3):
+            if attempt:
+                time.sleep(0.05)  # it may have been another one who only looked
+            with (self.path / "lock").open() as lock:
+                if lock_descriptor(lock.fileno(), blocking=False):
+                    unlock_descriptor(lock.fileno())
+                    return False
+        return True
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line to the journal and sync it to disk."""
+    def append(self, record: Mapping[str, Any]) -> int:
+        """Append one record to the journal and sync it to disk; return the bytes that were written."""
         assert self._journal is not None, "append outside of `with ledger.writing()`"
-        self._journal.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        self._journal.write(line)
         self._journal.flush()
         os.fsync(self._journal.fileno())
+        return len(line)
 
     def drop_scratch(self) -> None:
-        """Remove every rim."""
+        """Remove all overlap slabs."""
         shutil.rmtree(self.path / "scratch", ignore_errors=True)
 
-    def remove(self) -> None:
-        """Remove the ledger."""
-        shutil.rmtree(self.path)
-
     def _cut_torn_line(self) -> None:
-        path = self.path / "journal.jsonl"
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+        """Remove an incomplete last line, reading from the end: journals may be large."""
+        with (self.path / "journal.jsonl").open("r+b") as file:
+            end = size = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(end - 2**16, 0)
+                file.seek(start)
+                newline = file.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
 
 
-def _locked_within(lock: IO[str], seconds: float) -> bool:
-    """Take the lock for writing; a short wait lets those pass who only look whether it is held."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
+@dataclass(slots=True)
+class JournalSummary:
+    """Sums over the records of a journal, taken in one pass: one byte per block, whatever the length of the journal."""
 
+    n_blocks: int
+    blocks_outside: int = 0
+    """Blocks outside the mask, which count as finished and skipped."""
+    finished: bytearray = field(init=False)
+    """1 for each block that the journal has, by its index."""
+    blocks_finished: int = field(init=False)
+    blocks_skipped: int = field(init=False)
+    blocks_failed: int = 0
+    """As the last driver left it; 0 once another has gone on."""
+    levels: set[tuple[int, int]] = field(default_factory=set)
+    """Volume and number of each level that was made in a pass of its own."""
+    voxels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VOXELS, 0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
+    wall_seconds: float = 0.0
+    """Of all drivers together."""
+    complete: bool = False
+    """Whether a driver has closed the run with nothing left to do."""
+    closed: bool = False
+    """Whether no block has come since a driver closed the run."""
 
-def write_rim(scratch: str | Path, block: int, direction: Triple, rim: np.ndarray) -> None:
-    """Write the rim that a block leaves for its neighbour in a direction; it appears whole or not at all."""
-    path = _rim_path(scratch, block, direction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_suffix(f".{uuid4().hex}.partial")
-    with building.open("wb") as file:
-        np.save(file, rim, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    building.replace(path)
+    def __post_init__(self) -> None:
+        self.finished = bytearray(self.n_blocks)
+        self.blocks_finished = self.blocks_skipped = self.blocks_outside
 
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add one record.
 
-def read_rim(scratch: str | Path, block: int, direction: Triple) -> np.ndarray:
-    """Read a rim, ``z y x`` float32."""
-    rim: np.ndarray = np.load(_rim_path(scratch, block, direction), allow_pickle=False)
-    return rim
+        Raises
+        ------
+        StoreError
+            If it names a block that the plan does not have.
+        """
+        if "block" in record:
+            self._add_block(record)
+        elif "level" in record:
+            self.levels.add((record["volume"], record["level"]))
+        elif "complete" in record:
+            self.complete, self.blocks_failed, self.closed = bool(record["complete"]), record["failed"], True
+            self.wall_seconds += record.get("seconds", 0.0)
 
-
-def drop_rim(scratch: str | Path, block: int, direction: Triple) -> None:
-    """Remove a rim that its neighbour has merged."""
-    _rim_path(scratch, block, direction).unlink(missing_ok=True)
-
-
-def _rim_path(scratch: str | Path, block: int, direction: Triple) -> Path:
-    z, y, x = direction
-    return Path(scratch) / f"{block // 1000:06d}" / f"{block}-{z}{y}{x}.npy"
+    def _add_block(self, record: Mapping[str, Any]) -> None:
+        index = record["block"]
+        if not 0 <= index < self.n_blocks:
+            raise StoreError(f"output: the journal names block {index}, but the plan has {self.n_blocks} blocks.")
+        self.closed, self.blocks_failed = False, 0
+        if self.finished[index]:
+            return
+        self.finished[index] = 1
+        self.blocks_finished += 1
+        self.blocks_skipped += bool(record.get("skipped"))
+        for name in VOXELS:
+            self.voxels[name] += record.get(name, 0)
+        for name in SECONDS:
+            self.seconds[name] += record.get(name, 0.0)

@@ -1,4 +1,4 @@
-"""A mask on disk: which blocks hold foreground, told without holding the mask in memory."""
+"""Masks on disk: which blocks hold foreground, found with a small part of the mask in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ import numpy as np
 
 from bigdeconv.errors import BigdeconvError, InvalidInputError
 from bigdeconv.geometry import Box, ceil_div, round_up, triple
-from bigdeconv.storage.arrays import read_box, resolve_location
-from bigdeconv.storage.omezarr import VolumeInfo, describe, open_group, parse_image
+from bigdeconv.storage.arrays import read_box
+from bigdeconv.storage.locations import resolve_location
+from bigdeconv.storage.ome_parsing import open_group, parse_image
+from bigdeconv.storage.omezarr import VolumeInfo, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bigdeconv.blocks import Plan
+    from bigdeconv.planning.blocks import Plan
 
-LOOKED_AT_VOXELS = 2**26
-"""Of a pyramid, the finest level of at most so many voxels is looked at."""
+MAX_LEVEL_VOXELS = 2**26
+"""Of a pyramid, the finest level of at most so many voxels is read, or else the coarsest."""
 BRICK = 64
-"""Least edge in z and y of what is read at a time."""
+"""Least edge in z and y, in voxels, of the bricks that are read at a time."""
 UNPLACED_UM = (1.0, 1.0, 1.0)
+"""Voxel size in place of one that a mask does not have; it is not used."""
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """One level of an integer or boolean image, placed against a volume; where it is not 0 is foreground."""
+    """One level of an integer or boolean image, placed against a volume; voxels other than 0 are foreground."""
 
     info: VolumeInfo
     placement: tuple[tuple[float, float], ...]
-    """Mask voxels per voxel of the volume, and where the volume's first face lies in mask voxels; z y x."""
+    """Mask voxels per voxel of the volume, and position of the volume's first face in mask voxels; z y x."""
 
     def covers(self, zyx_shape: Sequence[int]) -> bool:
-        """Tell whether the mask reaches every voxel of the volume, give or take one of its own."""
+        """Tell whether the mask covers the volume, ``z y x``, to within one mask voxel."""
         faces = zip(self.placement, zyx_shape, self.info.zyx_shape, strict=True)
         return all(first > -1 and first + step * n < size + 1 for (step, first), n, size in faces)
 
@@ -48,15 +51,15 @@ class Mask:
 
         Parameters
         ----------
-        spans
+        spans : sequence of sequence of tuple of int
             For z, y and x, half-open ranges of the volume's voxels; the boxes are their products.
-        timepoint, channel
-            Of the mask.
+        timepoint, channel : int
+            Indices into the mask.
 
         Returns
         -------
-        ndarray
-            bool, one item for each range of z, y and x.
+        ndarray of bool, ``z y x``
+            One item per range of z, y and x.
         """
         z, y, x = ([self._touched(axis, span) for span in spans[axis]] for axis in range(3))
         lower = triple(min(a for a, _ in ranges) for ranges in (z, y, x))
@@ -74,7 +77,7 @@ class Mask:
         return _any_over(planes, z, axis=0)
 
     def _touched(self, axis: int, span: Span) -> Span:
-        """Return the mask voxels that a range of the volume's touches; rounding of the metadata touches none."""
+        """Return the mask voxels that a range of the volume touches; rounding errors of the metadata touch none."""
         step, first = self.placement[axis]
         size = self.info.zyx_shape[axis]
         start, stop = math.floor(first + step * span[0] + 1e-6), math.ceil(first + step * span[1] - 1e-6)
@@ -89,15 +92,37 @@ class Mask:
 def blocks_outside(
     location: str, volumes: Sequence[VolumeInfo], plans: Sequence[Plan], view_axis: str | None
 ) -> tuple[np.ndarray, list[str]]:
-    """Find the blocks that have no foreground within reach, and say what is odd about the mask."""
+    """Find the blocks without foreground within their reach.
+
+    Parameters
+    ----------
+    location : str
+        The mask: an OME-Zarr image or label image.
+    volumes : sequence of VolumeInfo
+        Volumes of the job.
+    plans : sequence of Plan
+        Plan of each volume.
+    view_axis : str or None
+        Axis of the views.
+
+    Returns
+    -------
+    outside : ndarray of bool
+        One item per block of all volumes.
+    notes : list of str
+        One sentence per oddity of the mask.
+
+    Raises
+    ------
+    InvalidInputError
+        See `open_mask`.
+    """
     found, notes = [], list[str]()
     for volume, plan in zip(volumes, plans, strict=True):
         mask = open_mask(location, volume, view_axis)
         found.append(_outside(mask, plan))
         if not mask.covers(volume.zyx_shape):
-            notes.append(
-                "The mask reaches over a part of the volume only; what it does not reach counts as outside of it."
-            )
+            notes.append("The mask covers a part of the volume only; the rest counts as outside of it.")
     outside = np.concatenate(found)
     if outside.all():
         notes.append("The mask has no foreground near any block: nothing is computed and the output is empty.")
@@ -116,7 +141,16 @@ def _outside(mask: Mask, plan: Plan) -> np.ndarray:
 
 
 def open_mask(location: str, volume: VolumeInfo, view_axis: str | None) -> Mask:
-    """Open a mask and place it against a volume: by both metadata, or, where the mask has none, by the ratio of extents.
+    """Open a mask and place it against a volume: by the metadata of both, or, if the mask has none, by the ratio of extents.
+
+    Parameters
+    ----------
+    location : str
+        The mask: an OME-Zarr image or label image.
+    volume : VolumeInfo
+        The volume.
+    view_axis : str or None
+        Axis of the views.
 
     Raises
     ------
@@ -140,32 +174,32 @@ def open_mask(location: str, volume: VolumeInfo, view_axis: str | None) -> Mask:
 
 
 def _describe(location: str) -> tuple[VolumeInfo, bool]:
-    """Describe the level to look at, and tell whether its metadata say where it lies."""
+    """Describe the level to read, and tell whether its metadata give its position."""
     where = resolve_location(location)
     n_levels = len(parse_image(where, open_group(where).attrs.asdict()).datasets)
     for level in range(n_levels):
         try:
             info, placed = describe(where, level=level, kinds="biu"), True
         except InvalidInputError:
-            # What else may be wrong with it is wrong again.
+            # Any defect but a missing voxel size is met again.
             info, placed = describe(where, level=level, kinds="biu", voxel_zyx_um=UNPLACED_UM), False
-        if math.prod(info.zyx_shape) <= LOOKED_AT_VOXELS:
+        if math.prod(info.zyx_shape) <= MAX_LEVEL_VOXELS:
             break
     return info, placed
 
 
 def _check_axes(info: VolumeInfo, volume: VolumeInfo, view_axis: str | None) -> None:
     for axis, extent in zip(info.axes, info.shape, strict=True):
-        allowed = 1 if axis == view_axis or axis not in {"t", "c"} else volume.extent(axis)
-        if axis not in {"z", "y", "x"} and extent not in (1, allowed):
+        expected = 1 if axis == view_axis or axis not in {"t", "c"} else volume.extent(axis)
+        if axis not in {"z", "y", "x"} and extent not in (1, expected):
             raise InvalidInputError(
                 f"mask: {info.location} has {extent} entries on axis {axis!r}; it must have 1"
-                + (f", or {allowed} as the volume has." if allowed > 1 else ".")
+                + (f", or {expected} as the volume has." if expected > 1 else ".")
             )
 
 
 def _by_metadata(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float], ...]:
-    """Place voxel centres by scale and translation; an axis that the mask does not store is all one voxel of it."""
+    """Place voxel centres by scale and translation; one voxel spans an axis that the mask does not store."""
     placement = []
     for i, axis in enumerate("zyx"):
         if info.axis_index(axis) is None:
@@ -178,7 +212,7 @@ def _by_metadata(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, flo
 
 
 def _by_extent(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float], ...]:
-    """Lay the mask over the whole volume; it must be coarser by whole factors."""
+    """Spread the mask over the whole volume, which must be finer by whole factors."""
     placement = []
     for axis, n, m in zip("zyx", volume.zyx_shape, info.zyx_shape, strict=True):
         factor = _whole_factor(n, m) if axis in info.axes else n
@@ -192,7 +226,7 @@ def _by_extent(info: VolumeInfo, volume: VolumeInfo) -> tuple[tuple[float, float
 
 
 def _whole_factor(fine: int, coarse: int) -> int | None:
-    """Return by what an axis was divided, the rest rounded either way."""
+    """Return the factor by which an axis was divided, the remainder rounded either way."""
     likely = (fine // coarse, fine // coarse + 1)
     return next((f for f in likely if f and coarse in (fine // f, ceil_div(fine, f))), None)
 
@@ -202,6 +236,6 @@ def _um(info: VolumeInfo) -> str:
 
 
 def _any_over(flags: np.ndarray, spans: Sequence[Span], axis: int) -> np.ndarray:
-    """Replace an axis by one item per range: whether anything in it is set."""
+    """Replace an axis by one item per range: whether any flag in it is set."""
     before = (slice(None),) * axis
     return np.stack([flags[(*before, slice(a, b))].any(axis=axis) for a, b in spans], axis=axis)

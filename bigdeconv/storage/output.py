@@ -1,25 +1,33 @@
-"""Making an OME-Zarr image: all arrays and metadata before the first voxel, through the models of ome-zarr-models."""
+"""Creation of an OME-Zarr image: all arrays and metadata before the first voxel, described by ome-zarr."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from contextlib import suppress
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
 
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
-from bigdeconv.storage.arrays import is_remote, open_store, reported, resolve_location
-from bigdeconv.storage.omezarr import KINDS, Channel, one_line
+from bigdeconv.storage.atomic import new_folder
+from bigdeconv.storage.codecs import compressors
+from bigdeconv.storage.locations import is_remote, open_store, reported, resolve_location
+from bigdeconv.storage.ome_parsing import KINDS, Channel, one_line
+from bigdeconv.storage.omezarr import ATTRIBUTES_KEY
 
-ATTRIBUTES_KEY = "bigdeconv"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ome_zarr.format import Format
+
+OmeVersion = Literal["0.5", "0.4"]
+
 _COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
@@ -39,13 +47,13 @@ class LevelSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """An OME-Zarr image to be made; ``attributes`` goes under the group attribute ``bigdeconv``."""
+    """An OME-Zarr image to be created; ``attributes`` are stored as the group attribute ``bigdeconv``."""
 
     axes: tuple[str, ...]
     units: tuple[str | None, ...]
     dtype: str
     levels: tuple[LevelSpec, ...]
-    ome_version: Literal["0.5", "0.4"]
+    ome_version: OmeVersion
     name: str
     channels: tuple[Channel, ...]
     attributes: dict[str, Any]
@@ -54,14 +62,12 @@ class OutputSpec:
 def create_output(path: Path, spec: OutputSpec) -> None:
     """Create an image with all levels and metadata but no voxels, or nothing at all.
 
-    It is made beside ``path`` under a hidden name and renamed into place, so that nobody ever sees half of it.
-
     Parameters
     ----------
     path : Path
-        Where it goes; a local path that does not exist.  Folders above it are made.
+        Place of the image: a local path that does not exist.  Folders above it are made.
     spec : OutputSpec
-        What to make.  Arrays are named ``0``, ``1``, ... and filled with 0.
+        Arrays and metadata.  The arrays are named ``0``, ``1``, ... and filled with 0.
 
     Raises
     ------
@@ -71,77 +77,137 @@ def create_output(path: Path, spec: OutputSpec) -> None:
         If the specification contradicts itself or the OME-Zarr version.
     StoreError
         If it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> level = LevelSpec((8, 8, 8), (4, 4, 4), None, scale=(0.3, 0.1, 0.1), translation=(0.0, 0.0, 0.0))
+    >>> spec = OutputSpec(("z", "y", "x"), ("micrometer",) * 3, "uint16", (level,), "0.5", "beads", (), {})
+    >>> create_output(Path(tempfile.mkdtemp()) / "beads.zarr", spec)
     """
     where = resolve_location(path)
     if is_remote(where):
         raise StoreError(f"cannot write to {where}: output goes to local paths only")
-    target = Path(where)
-    if os.path.lexists(target):
-        raise _output_exists(target)
     _check_spec(spec)
-    attributes = _group_attributes(spec)
-    hidden = target.parent / f".{target.name}.{uuid4().hex[:12]}.tmp"
-    try:
-        with reported("create", where):
-            _make_group(hidden, spec, attributes)
-            try:
-                hidden.rename(target)
-            except OSError as error:
-                if os.path.lexists(target):
-                    raise _output_exists(target) from error
-                raise
-    finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(hidden)
+    attributes = {**_multiscales(spec), ATTRIBUTES_KEY: spec.attributes}
+    with new_output(Path(where)) as folder:
+        _make_arrays(folder, spec, attributes)
 
 
-def _output_exists(path: Path) -> OutputExistsError:
-    return OutputExistsError(
-        f"output {path} already exists; continue it with --resume, replace it with --overwrite, or choose another path"
-    )
+@contextmanager
+def new_output(path: Path) -> Iterator[Path]:
+    """Yield the path of a hidden folder to be made, which becomes the output when the block ends without an error.
+
+    Parameters
+    ----------
+    path : Path
+        Place of the output: a local path that does not exist.  Folders above it are made.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there, or has appeared there meanwhile.
+    StoreError
+        If it cannot be written.
+    """
+    _refuse_existing(path)
+    with reported("create", str(path)):
+        try:
+            with new_folder(path) as folder:
+                yield folder
+        except OSError:
+            _refuse_existing(path)
+            raise
+
+
+def in_memory_group(ome_version: OmeVersion) -> tuple[zarr.Group, Format]:
+    """Return a group for the writers of ome-zarr, so that they refuse bad metadata before anything is on disk, and its format."""
+    from ome_zarr.format import (
+        FormatV04,
+        FormatV05,
+    )  # takes as long to import as zarr itself, and workers never need it
+
+    fmt = FormatV05() if ome_version == "0.5" else FormatV04()
+    return zarr.create_group(MemoryStore(), zarr_format=3 if ome_version == "0.5" else 2), fmt
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise OutputExistsError(
+            f"output: {str(path)!r} already exists; continue it with --resume, replace it with --overwrite, or give another path"
+        )
 
 
 def _check_spec(spec: OutputSpec) -> None:
-    """Refuse what zarr or OME-Zarr would refuse later, or worse, accept."""
+    """Refuse specifications that zarr or ome-zarr would refuse later, or would accept although they are wrong."""
     n_axes = len(spec.axes)
     if spec.ome_version not in ("0.4", "0.5"):
-        raise InvalidInputError(f"ome_version is {spec.ome_version!r}; 0.5 and 0.4 can be written")
+        raise InvalidInputError(f"ome_version: got {spec.ome_version!r}; expected '0.5' or '0.4'")
     if not spec.levels or len(spec.units) != n_axes:
-        raise InvalidInputError(f"got {len(spec.levels)} levels and {len(spec.units)} units for axes {spec.axes}")
+        raise InvalidInputError(
+            f"got {len(spec.levels)} levels and {len(spec.units)} units for the axes {spec.axes}; expected one level or more "
+            "and one unit per axis"
+        )
+    _check_axes(spec.axes)
     _check_json(spec.attributes)
     for number, level in enumerate(spec.levels):
-        shards = level.shard_shape
-        fields = (level.shape, level.chunk_shape, level.scale, level.translation, shards or level.chunk_shape)
-        if any(len(field) != n_axes for field in fields):
-            raise InvalidInputError(f"level {number} has not one shape, chunk, scale and translation per axis: {level}")
-        if min(*level.shape, *level.chunk_shape) < 1:
+        _check_level(spec, number, level)
+        coarser = spec.levels[min(number + 1, len(spec.levels) - 1)]
+        if any(a > b for a, b in zip(level.scale, coarser.scale, strict=False)):
             raise InvalidInputError(
-                f"level {number} has shape {level.shape} and chunks {level.chunk_shape}, not positive"
+                f"level {number + 1} has the scale {coarser.scale}, finer than {level.scale} of level {number}; expected levels "
+                "from the finest to the coarsest"
             )
-        if shards and spec.ome_version == "0.4":
-            raise InvalidInputError("OME-Zarr 0.4 knows no shards; leave them out or write 0.5")
-        if shards and any(s < 1 or s % c for s, c in zip(shards, level.chunk_shape, strict=True)):
-            raise InvalidInputError(
-                f"level {number} has shards {shards}, which are no multiple of its chunks {level.chunk_shape}"
-            )
+
+
+def _check_axes(axes: tuple[str, ...]) -> None:
+    """Refuse axes that OME-Zarr does not know; ome-zarr itself checks little but the axes of time and channel."""
+    n_space = sum(KINDS.get(name) == "space" for name in axes)
+    if (
+        len(set(axes)) < len(axes)
+        or not 2 <= len(axes) <= 5
+        or n_space < 2
+        or any(KINDS.get(name) != "space" for name in axes[-n_space:])
+    ):
+        raise InvalidInputError(
+            f"the output would be no valid OME-Zarr image: axes: got {axes}; expected two to five different ones that end with "
+            "two or three of z, y, x"
+        )
+
+
+def _check_level(spec: OutputSpec, number: int, level: LevelSpec) -> None:
+    shards = level.shard_shape
+    fields = (level.shape, level.chunk_shape, level.scale, level.translation, shards or level.chunk_shape)
+    if any(len(field) != len(spec.axes) for field in fields):
+        raise InvalidInputError(
+            f"level {number}: got {level}; expected one shape, chunk, scale and translation per axis"
+        )
+    if min(*level.shape, *level.chunk_shape) < 1:
+        raise InvalidInputError(
+            f"level {number}: got shape {level.shape} and chunks {level.chunk_shape}; expected positive extents"
+        )
+    if shards and spec.ome_version == "0.4":
+        raise InvalidInputError(
+            f"level {number}: got shards {shards}; OME-Zarr 0.4 has none, leave them out or write 0.5"
+        )
+    if shards and any(s < 1 or s % c for s, c in zip(shards, level.chunk_shape, strict=True)):
+        raise InvalidInputError(
+            f"level {number}: got shards {shards}; expected a multiple of the chunks {level.chunk_shape} on every axis"
+        )
 
 
 def _check_json(attributes: object) -> None:
     try:
         json.dumps(attributes, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"attributes must be plain JSON: {error}") from error
+        raise InvalidInputError(f"attributes: expected plain JSON values ({error})") from error
 
 
-def _make_group(folder: Path, spec: OutputSpec, attributes: dict[str, Any]) -> None:
-    """Write group and arrays into a folder that nobody looks at yet."""
+def _make_arrays(folder: Path, spec: OutputSpec, attributes: dict[str, Any]) -> None:
+    """Write group and arrays into a folder that does not exist yet."""
     v3 = spec.ome_version == "0.5"
     folder.mkdir(parents=True)
     group = zarr.create_group(open_store(str(folder), writable=True), zarr_format=3 if v3 else 2, attributes=attributes)
-    # Bit shuffling wrote noisy 16-bit data nearly twice as fast as byte shuffling, for files 4 to 8 % larger.
-    # Blosc keeps no checksum: without the last codec a flipped bit is read back as data.
-    codecs = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
-    blosc: dict[str, Any] = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 2, "blocksize": 0}
     for number, level in enumerate(spec.levels):
         shards = level.shard_shape
         group.create_array(
@@ -151,56 +217,60 @@ def _make_group(folder: Path, spec: OutputSpec, attributes: dict[str, Any]) -> N
             chunks=tuple(int(n) for n in level.chunk_shape),
             shards=tuple(int(n) for n in shards) if shards else None,
             dtype=spec.dtype,
-            compressors=codecs if v3 else blosc,
+            compressors=compressors(3 if v3 else 2),
             fill_value=0,
             dimension_names=spec.axes if v3 else None,
             chunk_key_encoding={"name": "default" if v3 else "v2", "separator": "/"},
         )
 
 
-def _group_attributes(spec: OutputSpec) -> dict[str, Any]:
-    """Return the group's attributes, dumped from validated models."""
-    from ome_zarr_models import v04, v05  # takes as long as zarr itself, and workers never need it
+def _multiscales(spec: OutputSpec) -> dict[str, Any]:
+    """Return the attributes that ome-zarr writes for an image."""
+    from ome_zarr.writer import write_multiscales_metadata
 
-    models = v05.multiscales if spec.ome_version == "0.5" else v04.multiscales
-    axis = v05.axes.Axis if spec.ome_version == "0.5" else v04.axes.Axis
-    try:
-        multiscale = models.Multiscale(
-            name=spec.name,
-            axes=[
-                axis(name=name, type=KINDS.get(name), unit=unit)
-                for name, unit in zip(spec.axes, spec.units, strict=True)
+    axes = []
+    for name, unit in zip(spec.axes, spec.units, strict=True):
+        stored = {"name": name, "type": KINDS.get(name), "unit": unit}
+        axes.append({key: value for key, value in stored.items() if value is not None})
+    datasets = [
+        {
+            "path": str(number),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [float(s) for s in level.scale]},
+                {"type": "translation", "translation": [float(t) for t in level.translation]},
             ],
-            datasets=tuple(
-                models.Dataset.build(path=str(number), scale=level.scale, translation=level.translation)
-                for number, level in enumerate(spec.levels)
-            ),
-        )
-    except ValueError as error:
+        }
+        for number, level in enumerate(spec.levels)
+    ]
+    rendering = {"omero": _omero(spec)} if spec.channels else {}
+    group, fmt = in_memory_group(spec.ome_version)
+    try:
+        write_multiscales_metadata(group, datasets, fmt=fmt, axes=axes, name=spec.name, metadata=rendering)
+    except (ValueError, TypeError, KeyError) as error:
         raise InvalidInputError(f"the output would be no valid OME-Zarr image: {one_line(error)}") from error
-    described = multiscale.model_dump(by_alias=True, exclude_none=True, mode="json")
-    extra = {"omero": _omero(spec)} if spec.channels else {}
-    own = {ATTRIBUTES_KEY: spec.attributes}
-    if spec.ome_version == "0.5":
-        return {"ome": {"version": "0.5", "multiscales": [described], **extra}, **own}
-    return {"multiscales": [{"version": "0.4", **described}], **extra, **own}
+    attributes: dict[str, Any] = group.attrs.asdict()
+    return attributes
 
 
 def _omero(spec: OutputSpec) -> dict[str, Any]:
     """Return rendering settings for every channel; viewers need a color and a window for each."""
-    from ome_zarr_models.common import omero
-
     dtype = np.dtype(spec.dtype)
     top = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
     channels = []
     for number, channel in enumerate(spec.channels):
-        low, high, start, end = channel.window or (0.0, top, 0.0, top)
         # A single channel is shown in grey, several in colors that can be told apart.
         color = channel.color or _COLORS[number % len(_COLORS) if len(spec.channels) > 1 else 0]
-        window = omero.Window(min=low, max=high, start=start, end=end)
-        shown = {"label": channel.label, "active": True}
-        try:
-            channels.append(omero.Channel(color=color, window=window, **shown))
-        except ValueError as error:
-            raise InvalidInputError(f"channel {channel} cannot be described: {one_line(error)}") from error
-    return omero.Omero(channels=channels).model_dump(by_alias=True, exclude_none=True, mode="json")
+        if not re.fullmatch("[0-9a-fA-F]{6}", color):
+            raise InvalidInputError(
+                f"channel {number} ({channel.label!r}): got color {color!r}; expected six hexadecimal digits"
+            )
+        window = zip(("min", "max", "start", "end"), channel.window or (0.0, top, 0.0, top), strict=True)
+        channels.append(
+            {
+                "label": channel.label,
+                "active": True,
+                "color": color,
+                "window": {key: float(value) for key, value in window},
+            }
+        )
+    return {"channels": channels}

@@ -11,12 +11,22 @@ from bigdeconv.errors import InvalidInputError
 
 
 def read_psf(path: str | Path) -> np.ndarray:
-    """Read a PSF from a TIFF or a ``.npy`` file: ``y x``, ``z y x``, or ``v z y x`` for views.
+    """Read a PSF from a TIFF or ``.npy`` file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    ndarray, ``y x``, ``z y x`` or ``v z y x``
+        Stored values, in the order of the file's axes.
 
     Raises
     ------
     InvalidInputError
-        If the file is missing or cannot be read.
+        If the file is missing, cannot be read, or does not hold real numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,5 +39,5 @@ def read_psf(path: str | Path) -> np.ndarray:
     except (OSError, ValueError, EOFError, tifffile.TiffFileError) as error:
         raise InvalidInputError(f"psf: {str(path)!r} cannot be read ({error}); give a TIFF or .npy file.") from error
     if array.dtype.kind not in "iuf":
-        raise InvalidInputError(f"psf: {str(path)!r} holds {array.dtype}; real numbers are needed.")
+        raise InvalidInputError(f"psf: {str(path)!r} holds {array.dtype}; expected real numbers.")
     return array

@@ -1,6 +1,6 @@
 """Weights of the learned prior: one safetensors file, with the configuration and the model card in its metadata.
 
-A safetensors file holds arrays and text and nothing that could run; a pickle is never opened.
+A safetensors file holds arrays and text, and no code; a pickle, which may hold code, is never opened.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bigdeconv.errors import InvalidInputError, StoreError
-from bigdeconv.priors.weights import WcrrWeights
+from bigdeconv.numerics.priors.weights import WcrrWeights
 
 FORMAT = "bigdeconv-wcrr-1"
 _NUMBERS = ("sigma_max", "sigma_unit", "log_mu", "beta", "gamma", "lambda_max", "kappa", "sigma_default")
@@ -21,6 +21,13 @@ _NUMBERS = ("sigma_max", "sigma_unit", "log_mu", "beta", "gamma", "lambda_max", 
 
 def save(path: str | Path, weights: WcrrWeights) -> None:
     """Write a model file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Place of the file.
+    weights : WcrrWeights
+        The model.
 
     Raises
     ------
@@ -40,10 +47,15 @@ def save(path: str | Path, weights: WcrrWeights) -> None:
 def load(path: str | Path) -> WcrrWeights:
     """Read a model file.
 
+    Parameters
+    ----------
+    path : str or Path
+        A safetensors file that `save` has written.
+
     Raises
     ------
     InvalidInputError
-        If the file is missing or is not a model file of this package; a pickle is refused unopened.
+        If the file is missing or is not a model file of this package.
     """
     path = Path(path)
     if not path.is_file():

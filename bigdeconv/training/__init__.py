@@ -1,4 +1,4 @@
-"""Training of the learned prior: Gaussian denoising of simulated tubes, at the denoiser's fixed point."""
+"""Training of the learned prior by Gaussian denoising of simulated tubes, at the fixed point of the denoiser."""
 
 from bigdeconv.training.config import TrainingConfig, config_names, load_config
 from bigdeconv.training.evaluation import evaluate

@@ -1,11 +1,10 @@
-"""What is trained on: simulated tubes or volumes from a file, and the noisy crops that a step draws from them."""
+"""Training data: simulated tubes or volumes from a file, and the noisy crops that each step draws from them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.simulation import sample, tubes
+from bigdeconv.storage.atomic import replaced_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,33 +30,45 @@ if TYPE_CHECKING:
 Volume: TypeAlias = "npt.NDArray[np.float32]"
 
 _TRAINING, _HELD_OUT, _STEP = 0, 1, 2
-"""Streams of random numbers; each volume and each step has a seed of its own within its stream."""
+"""Streams of random numbers; each volume and each step has its own seed within its stream."""
 _TRIES = 10
+"""Attempts to draw a crop that is not empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Crops with and without noise."""
+    """Crops with and without noise, and their noise levels."""
 
     clean: Tensor
-    """``b z y x``."""
+    """``b z y x``, maximum 1 in a volume."""
     noisy: Tensor
     """``b z y x``."""
     sigma: Tensor
-    """Noise level of each crop, in 1/255."""
+    """Noise level of each crop, ``b``, in units of 1/255."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same on a device."""
+        """Return the same batch on a device."""
         return Batch(self.clean.to(device), self.noisy.to(device), self.sigma.to(device))
 
 
 def training_volumes(config: TrainingConfig, folder: Path) -> tuple[list[Volume], list[Volume]]:
-    """Return the volumes to train on and those to measure on; simulated ones are kept in ``folder``.
+    """Return the volumes for training and the held-out ones; simulated volumes are stored in a folder and read again from there.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    folder : Path
+        Folder of the training, which exists.
+
+    Returns
+    -------
+    training, held_out : list of ndarray, ``z y x``
+        float32, each with maximum 1.
 
     Raises
     ------
     InvalidInputError
-        If a volume is not three-dimensional, not finite, constant, or smaller than the crop, or the file holds too few.
+        If a volume is not three-dimensional, not finite, constant, or smaller than the crop, or the file contains too few.
     """
     n_held_out = config.data.held_out
     if config.volumes is None:
@@ -65,33 +77,51 @@ def training_volumes(config: TrainingConfig, folder: Path) -> tuple[list[Volume]
         volumes = _load(Path(config.volumes))
         if len(volumes) <= n_held_out:
             raise InvalidInputError(
-                f"volumes: {config.volumes!r} holds {len(volumes)} volumes, allowed are more than the {n_held_out} that are "
-                "held out; give more, or set data.held_out."
+                f"volumes: got {len(volumes)} volumes in {config.volumes!r}; expected more than the {n_held_out} that are held "
+                "out. Add volumes, or lower data.held_out."
             )
     volumes = [checked(volume, config.crop_zyx, f"volume {i}") for i, volume in enumerate(volumes)]
     return volumes[:-n_held_out], volumes[-n_held_out:]
 
 
 def checked(volume: npt.ArrayLike, crop_zyx: Triple, name: str) -> Volume:
-    """Return a clean volume divided by its maximum, if it can be trained on.
+    """Return a clean volume divided by its maximum.
+
+    Parameters
+    ----------
+    volume : array_like, ``z y x``
+    crop_zyx : tuple of int
+        Shape of the crops.
+    name : str
+        Name of the volume in messages.
+
+    Returns
+    -------
+    ndarray, ``z y x``
+        float32 with maximum 1.
 
     Raises
     ------
     InvalidInputError
         If it is not three-dimensional, not finite, constant, or smaller than the crop.
+
+    Examples
+    --------
+    >>> checked([[[0, 2, 4]]], (1, 1, 2), "mine")
+    array([[[0. , 0.5, 1. ]]], dtype=float32)
     """
     array = np.asarray(volume, dtype=np.float32)
     if array.ndim != 3 or any(n < c for n, c in zip(array.shape, crop_zyx, strict=True)):
         raise InvalidInputError(
-            f"volumes: {name} has the shape {array.shape}, allowed are z y x of at least {tuple(crop_zyx)}; "
-            "give larger volumes or a smaller crop_zyx."
+            f"volumes: got {name} of shape {array.shape}; expected z y x of at least {tuple(crop_zyx)}. "
+            "Use larger volumes or a smaller crop_zyx."
         )
     if not np.isfinite(array).all():
-        raise InvalidInputError(f"volumes: {name} holds NaN or infinite values; give clean, finite volumes.")
+        raise InvalidInputError(f"volumes: got {name} with NaN or infinity; expected finite values.")
     top = float(array.max())
     if top <= 0 or top == float(array.min()):
         raise InvalidInputError(
-            f"volumes: {name} is constant or has no positive value; nothing is to be learned from it."
+            f"volumes: got {name}, which is constant or has no positive value; expected volumes with structure."
         )
     return array / np.float32(top)
 
@@ -99,7 +129,14 @@ def checked(volume: npt.ArrayLike, crop_zyx: Triple, name: str) -> Volume:
 def draw(config: TrainingConfig, volumes: Sequence[Volume], step: int) -> Batch:
     """Return the batch of a step.
 
-    A step's random numbers come from the seed and the step alone, so a resumed training has no generator to restore.
+    The random numbers depend on the seed and the step alone, so that a resumed training has no generator to restore.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    volumes : sequence of ndarray, ``z y x``
+        Clean volumes, maximum 1.
+    step : int
     """
     rng = np.random.default_rng([config.seed, _STEP, step])
     clean = np.stack([_crop(rng, volumes, config.crop_zyx) for _ in range(config.batch)])
@@ -112,9 +149,20 @@ def draw(config: TrainingConfig, volumes: Sequence[Volume], step: int) -> Batch:
 
 
 def measured_part(volume: Volume, zyx_shape: Triple = (24, 48, 48)) -> Volume:
-    """Return the part of a volume, of at most this shape, that holds the most light.
+    """Return the part of a volume with the largest sum.
 
-    On whole volumes the dark between the tubes decides, and 500 steps take minutes.
+    On whole volumes the dark regions between the tubes would dominate a measurement, and 500 steps would take minutes.
+
+    Parameters
+    ----------
+    volume : ndarray, ``z y x``
+    zyx_shape : tuple of int
+        Largest shape of the part.
+
+    Examples
+    --------
+    >>> measured_part(np.float32([[[0, 1, 5, 1]]]), (1, 1, 2))
+    array([[[1., 5.]]], dtype=float32)
     """
     size = [min(n, s) for n, s in zip(volume.shape, zyx_shape, strict=True)]
     light = np.pad(volume.astype(np.float64), ((1, 0), (1, 0), (1, 0)))
@@ -130,7 +178,7 @@ def measured_part(volume: Volume, zyx_shape: Triple = (24, 48, 48)) -> Volume:
 
 
 def _noise(rng: np.random.Generator, zyx_shape: Triple, widest: float) -> Volume:
-    """Return noise of unit variance, as through a Gaussian of random width on each axis up to the widest in voxels."""
+    """Return noise of unit variance, correlated by a Gaussian of random width on each axis, up to ``widest`` voxels."""
     noise = rng.standard_normal(zyx_shape, dtype=np.float32)
     if widest == 0:
         return noise
@@ -147,7 +195,7 @@ def _crop(rng: np.random.Generator, volumes: Sequence[Volume], crop_zyx: Triple)
         volume = volumes[int(rng.integers(len(volumes)))]
         if rng.random() < 0.5:
             volume = volume.swapaxes(1, 2)
-        # A swap may leave a narrow volume too narrow for the crop; then it is undone.
+        # If the swap has made a narrow volume too narrow for the crop, it is undone.
         if any(n < c for n, c in zip(volume.shape, crop_zyx, strict=True)):
             volume = volume.swapaxes(1, 2)
         start = [int(rng.integers(n - c + 1)) for n, c in zip(volume.shape, crop_zyx, strict=True)]
@@ -164,9 +212,8 @@ def _simulated(config: TrainingConfig, folder: Path) -> list[Volume]:
         return _load(path)
     seeds = [(_TRAINING, i) for i in range(config.data.volumes)] + [(_HELD_OUT, i) for i in range(config.data.held_out)]
     volumes = [_simulate(config.data, np.random.default_rng([config.seed, *seed])) for seed in seeds]
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, *volumes)
-    os.replace(partial, path)  # noqa: PTH105  (the one call that replaces on every system)
+    with replaced_file(path) as building:
+        np.savez(building, *volumes)
     return volumes
 
 
@@ -193,5 +240,5 @@ def _load(path: Path) -> list[Volume]:
             return [file[name] for name in file.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise InvalidInputError(
-            f"volumes: {str(path)!r} is not a readable npz file of arrays ({error}); make one with numpy.savez."
+            f"volumes: got {str(path)!r}, which is not a readable npz file of arrays ({error}). Write one with numpy.savez."
         ) from error

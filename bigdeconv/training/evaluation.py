@@ -1,4 +1,4 @@
-"""How well a model denoises, measured through the prior as the solvers use it."""
+"""Denoising quality of a model, measured with the prior as the solvers use it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.quality import psnr
+from bigdeconv.numerics.metrics import psnr
+from bigdeconv.numerics.priors.wcrr import Wcrr
 from bigdeconv.training.denoiser import denoise
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
 
 
 def evaluate(
-    weights: WcrrWeights,
+    model: WcrrWeights,
     sigmas: Sequence[float],
     volumes: Sequence[npt.ArrayLike],
     *,
@@ -32,35 +32,37 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[float, dict[int, float]]:
-    """Return the mean PSNR in dB after each number of denoising steps, per noise level.
+    """Return the mean PSNR after each number of denoising steps, per noise level.
 
     Parameters
     ----------
-    weights
-        Any model; its own μ decides the step.
-    sigmas
-        Noise levels in 1/255 of the volumes' maximum.
-    volumes
-        Clean volumes, ``z y x``, maximum 1.
-    steps
-        Numbers of steps at which to look; 0 is the noisy volume.  A model that was trained at its fixed point does not
-        lose with more.
-    tolerance
-        Stop earlier where a step moves by no more than this share of the norm; the later numbers are then the last one.
-    margin
-        Voxels at each face that do not count.
-    seed
-        Of the noise.
+    model : WcrrWeights
+        Any model; its μ decides the step size.
+    sigmas : sequence of float
+        Noise levels in units of 1/255 of the maximum.
+    volumes : sequence of array_like, ``z y x``
+        Clean volumes, maximum 1.
+    steps : sequence of int
+        Numbers of steps after which to measure; 0 is the noisy volume.  With a model trained at its fixed point the PSNR does
+        not fall with more steps.
+    tolerance : float
+        The iteration stops when a step changes the volume by no more than this fraction of its norm; later measurements then
+        repeat the last one.
+    margin : int
+        Voxels at each face that are not measured.
+    seed : int
+        Seed of the noise.
+    device : torch.device or str
 
     Returns
     -------
     dict
-        ``{sigma: {steps: dB}}``.
+        PSNR in dB by noise level and number of steps, ``{sigma: {steps: dB}}``.
     """
     table = {}
     for sigma in sigmas:
         found = [
-            _one(weights, sigma, np.asarray(volume, np.float32), steps, tolerance, margin, [seed, i], device)
+            _one(model, sigma, np.asarray(volume, np.float32), steps, tolerance, margin, [seed, i], device)
             for i, volume in enumerate(volumes)
         ]
         table[sigma] = {k: float(np.mean([row[k] for row in found])) for k in steps}
@@ -68,7 +70,7 @@ def evaluate(
 
 
 def _one(
-    weights: WcrrWeights,
+    model: WcrrWeights,
     sigma: float,
     clean: npt.NDArray[np.float32],
     steps: Sequence[int],
@@ -79,7 +81,7 @@ def _one(
 ) -> dict[int, float]:
     noise = np.random.default_rng(seed).standard_normal(clean.shape, dtype=np.float32)
     noisy = torch.from_numpy(clean + noise * np.float32(sigma / 255)).to(device)[None]
-    prior = Wcrr(weights, sigma=sigma / 255, device=device)
+    prior = Wcrr(model, sigma=sigma / 255, device=device)
     inner = tuple(slice(margin, n - margin) for n in clean.shape)
 
     def quality(x: Tensor) -> float:
@@ -94,7 +96,7 @@ def _one(
     last = denoise(
         noisy,
         lambda x: prior.gradient(x[0])[None],
-        math.exp(weights.log_mu),
+        math.exp(model.log_mu),
         iterations=max(steps),
         tolerance=tolerance,
         seen=look,

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model file with its card."""
+"""Export of a checkpoint to a model file with its card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bigdeconv.training.loop import torch_device
 from bigdeconv.training.regularizer import Regularizer
 
 if TYPE_CHECKING:
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
     from bigdeconv.training.config import TrainingConfig
 
 _STEPS = (0, 15, 100, 500)
@@ -29,20 +29,37 @@ def export(
     compared_with: WcrrWeights | None = None,
     device: str = "cpu",
 ) -> WcrrWeights:
-    """Write the model of a folder's checkpoint and return it.
+    """Write the model of a checkpoint to a file and return it.
 
-    A ``config`` that differs from the checkpoint's in nothing that decides the training gives its ``kappa`` and
-    ``sigma_default`` to the model.
+    The card of the model contains its training data, its settings, and its PSNR on the brightest parts of the held-out volumes
+    after several numbers of denoising steps.
 
-    Its card tells what it was trained on, how, and what it does on the busiest parts of the held-out volumes after several
-    numbers of steps; and what another model does there, where one is to be ``compared_with``.
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of the training.
+    path : str or Path
+        Model file, which must not exist.
+    config : TrainingConfig, optional
+        Configuration with other values of ``kappa`` and ``sigma_default``; all settings that decide the training must be those
+        of the checkpoint.
+    compared_with : WcrrWeights, optional
+        Another model whose PSNR on the same volumes goes into the card.
+    device : str
+        ``cpu``, ``cuda`` or ``auto``.
+
+    Returns
+    -------
+    WcrrWeights
 
     Raises
     ------
     InvalidInputError
-        If the folder holds no readable checkpoint, or one of another configuration.
+        If the folder contains no readable checkpoint, or one of another configuration, or there is no such device.
     OutputExistsError
         If the file exists.
+    StoreError
+        If the file cannot be written.
     """
     path = Path(path)
     if path.exists():

@@ -1,4 +1,4 @@
-"""The training: noisy crops in, the denoiser's fixed point, its implicit derivative, a step of Adam."""
+"""The training loop: in each step noisy crops, the fixed point of the denoiser, its implicit derivative, and a step of Adam."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.jsonl"
 _CHECKED_VOLUMES = 3
-"""Few, so that a check between steps costs about as much as five of them."""
+"""Few, so that a measurement takes about as long as five steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is known after a number of steps; one line of the file of progress."""
+    """State of a training after a number of steps; one line of ``progress.jsonl``."""
 
     step: int
     steps: int
+    """Number of steps of the whole training."""
     loss: float
     """Mean since the last line."""
     psnr_db: dict[float, float]
-    """Per σ in 1/255, on parts of the held-out volumes, at the fixed point."""
+    """PSNR by σ in units of 1/255, on parts of the held-out volumes, at the fixed point."""
     forward: float
-    """Mean steps of a denoising."""
+    """Mean number of steps of a denoising."""
     backward: float
-    """Mean steps of the adjoint equation."""
+    """Mean number of steps of the adjoint equation."""
     mu: float
     beta: float
     gamma: float
@@ -68,33 +69,32 @@ def train(
     threads: int | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Train to the configuration's number of steps, with checkpoints and a file of progress in a folder.
+    """Train for the number of steps of a configuration, with checkpoints and ``progress.jsonl`` in a folder.
 
-    On a CPU with a fixed number of threads a resumed training gives the bytes of an undisturbed one.  One that has ended goes
-    on where the configuration has more steps now; its learning rate then starts from the schedule of the new number.
+    On a CPU with a fixed number of threads a resumed training gives the same bytes as an uninterrupted one.  A finished training
+    continues if the configuration has more steps now; the learning rate then follows the schedule of the new number.
 
     Parameters
     ----------
-    config
-        The settings.
-    folder
-        Is made where it is missing.
-    resume
-        Go on from the checkpoint in the folder, if there is one.
-    device
-        ``cpu``, ``cuda`` or ``auto``: cuda where there is one.
-    threads
-        CPU threads for the whole process from now on; by default as many as torch takes.
-    report
-        Is called with every line of progress.
+    config : TrainingConfig
+    folder : str or Path
+        Folder of the training; it is made if missing.
+    resume : bool
+        Whether to continue from the checkpoint in the folder, if there is one.
+    device : str
+        ``cpu``, ``cuda`` or ``auto`` (cuda if available).
+    threads : int, optional
+        CPU threads, set for the whole process; by default unchanged.
+    report : callable, optional
+        Is called with each `Progress`.
 
     Raises
     ------
     InvalidInputError
-        If there is no such device, the volumes cannot be trained on, the checkpoint is damaged or of another configuration,
-        or the loss leaves the finite numbers.
+        If there is no such device, the volumes cannot be used, the checkpoint is damaged or of another configuration, or the
+        loss is not finite.
     OutputExistsError
-        If the folder holds a checkpoint and ``resume`` was not asked for.
+        If the folder contains a checkpoint and ``resume`` is false.
     StoreError
         If the folder cannot be written.
     """
@@ -121,17 +121,27 @@ def train(
 
 
 def torch_device(name: str) -> str:
-    """Return a device as torch names it.
+    """Return the name of a device for torch.
+
+    Parameters
+    ----------
+    name : str
+        ``cpu``, ``cuda`` or ``auto`` (cuda if available).
 
     Raises
     ------
     InvalidInputError
-        If there is none of that name here.
+        If this machine has no such device.
+
+    Examples
+    --------
+    >>> torch_device("cpu")
+    'cpu'
     """
     found = torch.cuda.is_available()
     if name not in {"auto", "cpu", "cuda"} or (name == "cuda" and not found):
         raise InvalidInputError(
-            f"device: got {name!r}, allowed here are auto, cpu{', cuda' if found else ''}; use cpu."
+            f"device: got {name!r}; expected auto, cpu{', cuda' if found else ''} on this machine. Use cpu."
         )
     if name == "auto":
         return "cuda" if found else "cpu"
@@ -139,7 +149,14 @@ def torch_device(name: str) -> str:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the rate of a step: a linear rise, then half a cosine down to 1 % at the last step."""
+    """Return the learning rate of a step: a linear rise, then half a cosine down to 1 % at the last step.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    step : int
+        Number of the step, from 0.
+    """
     rise = min((step + 1) / (config.warmup + 1), 1.0)
     share = max(step - config.warmup, 0) / max(config.steps - 1 - config.warmup, 1)
     return config.learning_rate * rise * (0.01 + 0.99 * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
@@ -148,18 +165,18 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def _start(
     config: TrainingConfig, folder: Path, regularizer: Regularizer, optimizer: torch.optim.Optimizer, *, resume: bool
 ) -> int:
-    """Make the folder or take up its checkpoint; return the first step to do."""
+    """Make the folder or load its checkpoint, and return the number of the first step."""
     if not (folder / checkpoints.NAME).exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"output: {str(folder)!r} cannot be made ({error}); give another folder.") from error
+            raise StoreError(f"output: {str(folder)!r} cannot be made ({error}). Use another folder.") from error
         if config.warm_start is not None:
             start_from(regularizer, models.resolve(config.warm_start), config)
         return 0
     if not resume:
         raise OutputExistsError(
-            f"output: {str(folder)!r} holds a training; go on with --resume, or give another folder."
+            f"output: {str(folder)!r} contains a training; continue it with --resume, or use another folder."
         )
     earlier, state = checkpoints.load(folder)
     checkpoints.check_same(config, earlier, folder)
@@ -171,7 +188,7 @@ def _start(
 def _step(
     config: TrainingConfig, regularizer: Regularizer, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> tuple[float, int, int]:
-    """Do one step of Adam; return the loss and the steps that the denoising and the adjoint equation took."""
+    """Take one step of Adam; return the loss and the steps of the denoising and of the adjoint equation."""
     operator = regularizer.at(batch.sigma)
     taken = 0
 
@@ -191,7 +208,8 @@ def _step(
     value, slope = loss(config, x, batch)
     if not math.isfinite(value):
         raise InvalidInputError(
-            f"learning_rate: the loss is {value} with {config.learning_rate}; give a lower one and resume."
+            f"learning_rate: got {config.learning_rate}, with which the loss is {value}; expected a finite loss. "
+            "Use a lower rate and resume."
         )
     surrogate, adjoint = parameter_surrogate(
         operator, x, slope, iterations=config.cg_iterations, tolerance=config.cg_tolerance
@@ -203,7 +221,22 @@ def _step(
 
 
 def loss(config: TrainingConfig, x: Tensor, batch: Batch) -> tuple[float, Tensor]:
-    """Return the squared error in units of (1/255)², weighted per noise level, without the margin; and its slope in x."""
+    """Return the mean squared error without the margin, weighted per noise level, and its slope.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    x : Tensor, ``b z y x``
+        Denoised crops.
+    batch : Batch
+
+    Returns
+    -------
+    loss : float
+        In units of (1/255)².
+    slope : Tensor, ``b z y x``
+        Derivative with respect to ``x``.
+    """
     inner = (slice(None), *(slice(config.margin, n - config.margin) for n in x.shape[1:]))
     error = torch.zeros_like(x)
     error[inner] = 255 * (x[inner] - batch.clean[inner])
@@ -213,7 +246,7 @@ def loss(config: TrainingConfig, x: Tensor, batch: Batch) -> tuple[float, Tensor
 
 
 class _Meter:
-    """Sums over the steps between two lines of progress."""
+    """Means over the steps between two lines of progress."""
 
     def __init__(self, config: TrainingConfig, volumes: list[Volume], device: str) -> None:
         self._config, self._volumes, self._device = config, volumes, device

@@ -1,8 +1,8 @@
-"""The regulariser as it is trained: parameters without bounds on the outside, an R within its bounds by construction.
+"""The trainable regulariser: unbounded parameters of an R that satisfies its bounds by construction.
 
 The bounds are those of Goujon, Neumayer, Unser, "Learning weakly convex regularizers for convergent image-reconstruction
-algorithms", SIAM J. Imaging Sci. 17 (2024): filters that do not see a constant, ``λ_max(WᵀW) = 1``, weak convexity below 1.
-A bounded slope μ is added: it is what lets the denoiser's own equation be solved, in training and later.
+algorithms", SIAM J. Imaging Sci. 17 (2024): filters without response to a constant, ``λ_max(WᵀW) = 1``, weak convexity below 1.
+In addition the slope μ is bounded, so that few steps suffice to reach the fixed point of the denoiser, in training and later.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv3d, softplus
 
-from bigdeconv.priors.filters import impulse_response
-from bigdeconv.priors.wcrr import SIGMA_EPSILON, fourier_lambda_max
-from bigdeconv.priors.weights import WcrrWeights
+from bigdeconv.numerics.priors.filters import impulse_response
+from bigdeconv.numerics.priors.wcrr import SIGMA_EPSILON, fourier_lambda_max
+from bigdeconv.numerics.priors.weights import WcrrWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from bigdeconv.training.config import TrainingConfig
 
 SIGMA_UNIT = 1 / 255
+"""Unit of the noise levels of a training, as a fraction of the maximum."""
 _GRID = 32
-"""Frequencies per axis on which the norm of the filters is found in training; an exported model uses 64."""
+"""Frequencies per axis at which the norm of the filters is computed in training; an exported model uses 64."""
 _FIRST_SCALING = 5.0
+"""Initial value of the scaling splines."""
 _CHANNELS_LAST = torch.channels_last_3d
-"""On a CPU the convolutions of few channels are up to twice as fast with the channels last."""
+"""On a CPU convolutions with few channels are up to twice as fast with the channels last."""
 
 
 class Regularizer(nn.Module):
@@ -40,8 +42,8 @@ class Regularizer(nn.Module):
 
     Parameters
     ----------
-    config
-        Gives the channels, the knots, the bounds and the seed of the first weights.
+    config : TrainingConfig
+        Channels, knots, bounds and the seed of the initial filters.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -65,12 +67,12 @@ class Regularizer(nn.Module):
         return mu_max * self.raw_mu.sigmoid(), softplus(self.raw_beta), gamma_max * self.raw_gamma.sigmoid()
 
     def layers(self) -> list[Tensor]:
-        """Return the chain of convolutions, the first zero-mean, not yet divided by the norm."""
+        """Return the kernels ``out in z y x`` of the convolutions in sequence, the first zero-mean, not divided by the norm."""
         first, *later = self.filters
         return [first - first.mean(dim=(1, 2, 3, 4), keepdim=True), *later]
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """Return ``α_l(σ) = exp(s_l(σ))/(σ + ε)``, ``b channel``, for noise levels in 1/255."""
+        """Return ``α_l(σ) = exp(s_l(σ))/(σ + ε)``, ``b channel``, for noise levels ``b`` in units of 1/255."""
         last = self.scaling.shape[1] - 1
         place = (sigma / self._sigma_max * last).clamp(0, last)
         below = place.floor().clamp(max=last - 1)
@@ -79,7 +81,7 @@ class Regularizer(nn.Module):
         return (spline.exp() / (sigma + SIGMA_EPSILON)).T
 
     def at(self, sigma: Tensor) -> Operator:
-        """Return R for a batch of noise levels in 1/255; gradients flow from it to the parameters."""
+        """Return R for noise levels ``b`` in units of 1/255, with gradients to the parameters."""
         *inner, last = self.layers()
         norm = lambda_max([*inner, last]).sqrt()
         layers = [layer.contiguous(memory_format=_CHANNELS_LAST) for layer in (*inner, last / norm)]
@@ -87,7 +89,14 @@ class Regularizer(nn.Module):
 
     @torch.no_grad()
     def weights(self, config: TrainingConfig, card: dict[str, Any]) -> WcrrWeights:
-        """Return what is trained as a model, with the norm of its filters from a finer grid."""
+        """Return the present parameters as a model, with the norm of the filters from a finer grid.
+
+        Parameters
+        ----------
+        config : TrainingConfig
+        card : dict
+            Model card.
+        """
         layers = tuple(layer.cpu().numpy().astype(np.float32) for layer in self.layers())
         mu, beta, gamma = (float(number) for number in self.potential())
         return WcrrWeights(
@@ -107,9 +116,10 @@ class Regularizer(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """R at given noise levels, for a batch ``b z y x``; it sums over the positions whose taps all lie inside."""
+    """R at given noise levels, for a batch ``b z y x``: a sum over the positions whose taps all lie inside."""
 
     layers: list[Tensor]
+    """Kernels ``out in z y x``, divided by the norm."""
     alpha: Tensor
     """``b channel 1 1 1``."""
     mu: Tensor
@@ -117,32 +127,32 @@ class Operator:
     gamma: Tensor
 
     def detach(self) -> Operator:
-        """Return the same without a way back to the parameters."""
+        """Return the same without gradients to the parameters."""
         numbers = (t.detach() for t in (self.alpha, self.mu, self.beta, self.gamma))
         return Operator([layer.detach() for layer in self.layers], *numbers)
 
     def respond(self, x: Tensor) -> Tensor:
-        """Return ``Wx``, ``b channel z y x``; see `respond_adjoint`."""
+        """Return ``Wx``, ``b channel z y x``, of a batch ``b z y x``; adjoint of `respond_adjoint`."""
         response = x[:, None]
         for layer in self.layers:
             response = conv3d(response, layer)
         return response
 
     def respond_adjoint(self, response: Tensor) -> Tensor:
-        """Return ``Wᵀ`` of a response; see `respond`."""
+        """Return ``Wᵀ`` of a response, ``b z y x``; adjoint of `respond`."""
         for layer in reversed(self.layers):
-            # As a convolution with the mirrored kernel: on a CPU faster than a transposed one.
+            # On a CPU a convolution with the mirrored kernel is faster than a transposed one.
             mirrored = layer.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=_CHANNELS_LAST)
             response = conv3d(response, mirrored, padding=2)
         return response[:, 0]
 
     def potential_derivative(self, t: Tensor) -> Tensor:
-        """Return ``ψ'(αt)/α``: two clipped straight lines, ``(μ + γ)·clip(t, ±k/α) - γ·clip(t, ±e/α)``."""
+        """Return ``ψ'(αt)/α`` of a response, ``(μ + γ)·clip(t, ±k/α) - γ·clip(t, ±e/α)``."""
         knee, end = self._corners()
         return (self.mu + self.gamma) * t.clamp(-knee, knee) - self.gamma * t.clamp(-end, end)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return ``∇R(x)``."""
+        """Return ``∇R(x)``, ``b z y x``."""
         return self.respond_adjoint(self.potential_derivative(self.respond(x)))
 
     def hessian(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -153,11 +163,19 @@ class Operator:
         return lambda u: self.respond_adjoint(self.respond(u) * curvature)
 
     def _corners(self) -> tuple[Tensor, Tensor]:
-        """Where ``ψ'(αt)`` starts to fall and where it is back at 0, in ``t``."""
+        """Return the values of ``t`` at which ``ψ'(αt)`` starts to fall and at which it is 0 again."""
         return self.beta / (self.mu + self.gamma) / self.alpha, self.beta / self.gamma / self.alpha
 
 
 def lambda_max(layers: list[Tensor], n: int = _GRID) -> Tensor:
-    """Return ``λ_max(WᵀW)`` of a chain, differentiable: the power at the frequency where it is largest."""
+    """Return ``λ_max(WᵀW)`` of convolutions in sequence, differentiable: the largest power over the frequencies.
+
+    Parameters
+    ----------
+    layers : list of Tensor, ``out in z y x``
+        Kernels of the convolutions.
+    n : int
+        Frequencies per axis.
+    """
     power: Tensor = torch.fft.rfftn(impulse_response(layers), s=(n, n, n), dim=(1, 2, 3)).abs().square().sum(dim=0)
     return power.max()

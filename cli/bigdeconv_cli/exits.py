@@ -1,4 +1,4 @@
-"""Exit codes, and the one sentence that an error is."""
+"""Exit codes, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import traceback
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Exit(IntEnum):
-    """What the shell gets to know."""
+    """Exit codes of the command."""
 
     DONE = 0
     UNEXPECTED = 1
@@ -32,7 +32,11 @@ class Exit(IntEnum):
 def reported(*, as_json: bool = False, hint: Callable[[], str] = str) -> Iterator[None]:
     """Turn errors into one sentence on standard error (or one JSON object on standard output) and an exit code.
 
-    ``hint`` is asked what to say to somebody who stopped the command.
+    Parameters
+    ----------
+    as_json : bool
+    hint : callable
+        Returns advice for the user who has stopped the command.
     """
     try:
         yield
@@ -44,12 +48,17 @@ def reported(*, as_json: bool = False, hint: Callable[[], str] = str) -> Iterato
         _fail(str(error), Exit.INVALID, as_json=as_json)
     except KeyboardInterrupt:
         _fail(f"Stopped. {hint()}".strip(), Exit.INCOMPLETE, as_json=as_json)
-    except Exception as error:  # whatever it is, the user gets a sentence, and a developer the trace
+    except Exception as error:  # the user gets a sentence, a developer the traceback
         traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}", Exit.UNEXPECTED, as_json=as_json)
 
 
-def _fail(message: str, code: Exit, *, as_json: bool) -> None:
+def usage_error(message: str, *, as_json: bool = False) -> NoReturn:
+    """Print what is wrong with the arguments, and exit."""
+    _fail(message, Exit.USAGE, as_json=as_json)
+
+
+def _fail(message: str, code: Exit, *, as_json: bool) -> NoReturn:
     if as_json:
         print(json.dumps({"error": message, "exit_code": int(code)}))
     else:

@@ -9,17 +9,15 @@ from typing import Annotated
 import typer
 
 from bigdeconv_cli.exits import Exit, reported
-from bigdeconv_cli.run import Json, Output
+from bigdeconv_cli.settings import Json, Output
 
 
 def status(
     output: Output,
     as_json: Json = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Print it again every few seconds until nothing runs.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every few seconds until the run ends.")] = False,
 ) -> None:
-    """Tell how far a run is; works while it goes on, and from another machine on the same file system."""
+    """Print the state of a run; works while it goes on, also from another machine on the same file system."""
     from bigdeconv import pipeline
 
     while True:
@@ -44,12 +42,11 @@ def report(
     output: Output,
     as_json: Json = False,
     seam_probes: Annotated[
-        int | None, typer.Option("--seam-probes", metavar="N", min=0, help="Solve N seams again now, on this machine.")
+        int | None, typer.Option("--seam-probes", metavar="N", min=0, help="Seams to solve again now, on this machine.")
     ] = None,
 ) -> None:
-    """Tell what a run did and how good its seams are; writes report.json and report.html beside the ledger."""
+    """Print what a run did and the error at its seams; write report.json and report.html beside the ledger."""
     from bigdeconv import pipeline
-    from bigdeconv.storage.ledger import ledger_path
 
     with reported(as_json=as_json):
         values = pipeline.report(output, probes_count=seam_probes)
@@ -59,12 +56,15 @@ def report(
     print(values["verdict"])
     for warning in values["warnings"]:
         print(f"warning: {warning}")
-    print(f"Wrote {ledger_path(output) / 'report.html'}")
+    print(f"Wrote {pipeline.ledger_path(output) / 'report.html'}")
 
 
 def validate(
     output: Annotated[
-        str, typer.Argument(help="OME-Zarr image or plate: a path or a URL; or a folder of images.", show_default=False)
+        str,
+        typer.Argument(
+            help="OME-Zarr image or plate (path or URL), or a folder of images.", metavar="OUTPUT", show_default=False
+        ),
     ],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk.")] = False,
     as_json: Json = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigdeconv_cli import demo, inspection, model, run, simulate, train
+from bigdeconv_cli import demo, inspection, model, plan, run, simulate, train
 
 app = typer.Typer(
     name="bigdeconv",
@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
-app.command("plan")(run.plan)
+app.command("plan")(plan.plan)
 app.command("resume")(run.resume)
 app.command("status")(inspection.status)
 app.command("report")(inspection.report)

@@ -1,4 +1,4 @@
-"""The options of a job, made from its settings: a name, a help text and a default are written once, in `bigdeconv.config`."""
+"""Options of a job, made from its settings: names, help texts and defaults stand once, in `bigdeconv.config`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a job; it gets those that were set as one dictionary, ``settings``."""
+    """Add the options of a job to a command, which receives them as one dictionary, ``settings``."""
     names = [name for name, field in JobConfig.model_fields.items() if field.json_schema_extra]
 
     @functools.wraps(command)
@@ -36,10 +36,11 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     many = name == "psf"
+    metavar = str(extra["metavar"] or "TEXT")
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=_help(field),
-        metavar=str(extra["metavar"] or _choices(field)),
+        help=_help(field, metavar),
+        metavar=metavar,
         rich_help_panel=str(extra["panel"]),
         show_default=False,
     )
@@ -47,12 +48,10 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, metavar: str) -> str:
     text = str(field.description)
-    if "Default" in text or field.default in (None, (), "auto"):
+    if "Default" in text or field.default == ():
         return text
+    if field.default is None:
+        return f"{text} Default: auto." if "auto" in metavar else text
     return f"{text} Default: {field.default}."
-
-
-def _choices(field: FieldInfo) -> str:
-    return "|".join(str(c) for c in getattr(field.annotation, "__args__", ()) if isinstance(c, str))

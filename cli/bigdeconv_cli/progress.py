@@ -8,15 +8,13 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigdeconv.engine.schedule import Progress
-    from bigdeconv.job import Outline
-    from bigdeconv.summary import Summary
+    from bigdeconv.pipeline import ChannelNumbers, Events, JobPlan, Progress, RunSummary
 
 LINE_EVERY_SECONDS = 10.0
 
 
 class Reporter(AbstractContextManager["Reporter"]):
-    """Shows what happens in a run."""
+    """Progress of a run on standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -29,38 +27,60 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._bar: Any = None
         self._task: Any = None
 
-    def planned(self, outline: Outline) -> None:
-        """Say how the volume is cut."""
-        plan = outline.plan
-        self._voxels_per_block = plan.roi.size * len(plan.timepoints) * len(plan.channels) / plan.n_blocks
-        z, y, x = plan.core_shape
-        volumes = f" in {len(outline.volumes)} volumes" if len(outline.volumes) > 1 else ""
-        method = f"{outline.config.method}, {outline.iterations} iterations"
-        self._say(f"{outline.n_blocks} blocks of {z},{y},{x} voxels{volumes}, {method}")
+    @property
+    def events(self) -> Events:
+        """The events of a run that are shown."""
+        from bigdeconv.pipeline import Events
+
+        return Events(
+            planned=self.planned,
+            calibrated=self.calibrated,
+            warned=self.warned,
+            connected=self.connected,
+            progressed=self.progressed,
+            phase=self.phase,
+        )
+
+    def planned(self, plan: JobPlan) -> None:
+        """Print how the volumes are cut."""
+        facts, largest = plan.facts, plan.facts.largest_plan
+        self._voxels_per_block = largest.roi.size * len(largest.timepoints) * len(largest.channels) / largest.n_blocks
+        z, y, x = largest.core_shape
+        volumes = f" in {len(facts.volumes)} volumes" if len(facts.volumes) > 1 else ""
+        method = f"{facts.config.method}, {facts.settings.iterations} iterations"
+        self._say(f"{facts.n_blocks} blocks of {z},{y},{x} voxels{volumes}, {method}")
+
+    def calibrated(self, channel: int, numbers: ChannelNumbers) -> None:
+        """Print the numbers that were chosen for a channel."""
+        self._say(f"channel {channel}: {numbers.text}")
 
     def warned(self, sentence: str) -> None:
-        """Say what the user should know, once."""
+        """Print a warning, once."""
         if sentence not in self._warned:
             self._warned.add(sentence)
             self._say(f"warning: {sentence}")
 
-    def finished(self, summary: Summary) -> None:
-        """Say what came up since the start."""
+    def finished(self, summary: RunSummary) -> None:
+        """Print the warnings that came up since the start."""
         for sentence in summary.warnings:
             self.warned(sentence)
 
     def connected(self, dashboard: str) -> None:
-        """Say where the dashboard is; from here on time counts."""
+        """Print the address of the dashboard; the rate is measured from here on."""
         self._started = time.monotonic()
         self._say(f"dashboard: {dashboard}")
 
     def phase(self, name: str) -> None:
-        """Say what is done now."""
+        """Print the phase that begins."""
+        names = {
+            "calibration": "calibrating: samples, background, scales and strength of the prior",
+            "seams": "probing seams",
+        }
         if name != "blocks":
-            self._say("probing seams" if name == "seams" else f"pyramid: {name}")
+            self._say(names.get(name, f"pyramid: {name}"))
 
     def progressed(self, progress: Progress) -> None:
-        """Show how far the blocks are."""
+        """Show the number of finished blocks, the rate and the time left."""
         if self._first is None:
             self._first = progress.blocks_finished - 1
         if self._quiet:

@@ -14,7 +14,7 @@ from bigdeconv_cli.exits import Exit, reported
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bigdeconv.phantoms import Written
+    import bigdeconv
 
 app = typer.Typer(
     help="Simulate samples and microscopes, to try settings where the truth is known. Volumes are made in memory.",
@@ -58,26 +58,26 @@ def tubes(
     """
     given = {"seed": seed, "count": count, "outer-radius-um": outer_radius_um, "sigma-um": sigma_um}
     with _usage():
-        zyx_shape = _triple("shape", shape, int, "three whole numbers of 1 or more, such as 64,256,256")
-        voxel = _triple("voxel-um", voxel_um, float, "three positive lengths, such as 0.1,0.05,0.05")
+        zyx_shape = _triple("shape", shape, int, "three whole numbers of 1 or more, for example 64,256,256")
+        voxel = _triple("voxel-um", voxel_um, float, "three positive lengths, for example 0.1,0.05,0.05")
         settings: dict[str, Any] = {
             "seed": _at_least_zero("seed", 0 if seed is None else seed),
-            "count": _range("count", count, int, "two whole numbers, 1 <= A <= B, such as 4:12") or COUNT,
+            "count": _range("count", count, int, "two whole numbers, 1 <= A <= B, for example 4:12") or COUNT,
             "outer_radius_um": _range(
-                "outer-radius-um", outer_radius_um, float, "two lengths, 0 < A <= B, such as 0.05:0.2"
+                "outer-radius-um", outer_radius_um, float, "two lengths, 0 < A <= B, for example 0.05:0.2"
             )
             or OUTER_RADIUS_UM,
             "sigma_um": _positive("sigma-um", SIGMA_UM if sigma_um is None else sigma_um),
         }
         for name in [n for n, value in given.items() if kind == "calibration" and value is not None]:
             raise ValueError(f"{name}: the calibration sample is always the same; leave it out, or give --kind tubes.")
-    from bigdeconv import phantoms
+    import bigdeconv
 
     with reported():
         if kind == "tubes":
-            written = phantoms.write_tubes(output, zyx_shape, voxel, **settings)
+            written = bigdeconv.simulation.write_tubes(output, zyx_shape, voxel, **settings)
         else:
-            written = phantoms.write_calibration_target(output, zyx_shape, voxel)
+            written = bigdeconv.simulation.write_calibration_target(output, zyx_shape, voxel)
     _finish(output, written)
 
 
@@ -131,26 +131,27 @@ def acquire(
         if (psf is None) == (airyscan is None):
             raise ValueError("psf, airyscan: one of the two is needed, a PSF file or a number of detector elements.")
         if airyscan is not None and not 1 <= airyscan <= 1000:
-            raise ValueError(f"airyscan: got {airyscan}; allowed are 1 to 1000 elements, such as 32.")
+            raise ValueError(f"airyscan: got {airyscan}; expected 1 to 1000 elements, for example 32.")
         light = {"photons": _at_least_zero("photons", photons), "background": _at_least_zero("background", background)}
         _finite("camera-offset", camera_offset)
         _positive("gain", gain)
         _at_least_zero("read-noise", read_noise)
         _at_least_zero("seed", seed)
-        lengths = "three positive lengths, such as 0.1,0.05,0.05"
+        lengths = "three positive lengths, for example 0.1,0.05,0.05"
         voxel = None if voxel_um is None else _triple("voxel-um", voxel_um, float, lengths)
-    from bigdeconv import phantoms
-    from bigdeconv.intensity import Camera
+    import bigdeconv
 
     with reported():
-        written = phantoms.write_acquisition(
+        written = bigdeconv.simulation.write_acquisition(
             truth,
             output,
             psf_file=psf,
             n_airyscan=airyscan,
             **light,
             seed=seed,
-            camera=Camera(camera_offset, gain, read_noise),
+            camera_offset=camera_offset,
+            gain=gain,
+            read_noise=read_noise,
             sum_views=confocal,
             save_psf=save_psf,
             voxel_zyx_um=voxel,
@@ -160,7 +161,7 @@ def acquire(
         print(f"Wrote {save_psf}")
 
 
-def _finish(output: str, written: Written) -> None:
+def _finish(output: str, written: bigdeconv.simulation.Written) -> None:
     for note in written.notes:
         print(f"bigdeconv: {note}", file=sys.stderr)
     shape = ",".join(str(n) for n in written.shape)
@@ -187,7 +188,7 @@ def _range(option: str, text: str | None, kind: Callable[[str], Any], allowed: s
         return None
     low, high = _split(option, text, ":", kind, 2, allowed)
     if low > high:
-        raise ValueError(f"{option}: got {text!r}; allowed are {allowed}.")
+        raise ValueError(f"{option}: got {text!r}; expected {allowed}.")
     return low, high
 
 
@@ -198,23 +199,23 @@ def _split(option: str, text: str, separator: str, kind: Callable[[str], Any], n
     except ValueError:
         values = []
     if len(values) != n or not all(math.isfinite(v) and v > 0 for v in values):
-        raise ValueError(f"{option}: got {text!r}; allowed are {allowed}.")
+        raise ValueError(f"{option}: got {text!r}; expected {allowed}.")
     return values
 
 
 def _finite(option: str, value: float) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"{option}: got {value}; allowed is a finite number.")
+        raise ValueError(f"{option}: got {value}; expected a finite number.")
     return value
 
 
 def _positive(option: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{option}: got {value}; allowed is a positive number.")
+        raise ValueError(f"{option}: got {value}; expected a positive number.")
     return value
 
 
 def _at_least_zero(option: str, value: Any) -> Any:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{option}: got {value}; allowed is a number of 0 or more.")
+        raise ValueError(f"{option}: got {value}; expected a number of 0 or more.")
     return value

@@ -17,44 +17,46 @@ def train(
         str, typer.Option("--output", metavar="DIR", help="Folder for checkpoints, volumes and progress.jsonl.")
     ] = "bigdeconv-training",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's checkpoint, if it has one.")
+        bool, typer.Option("--resume", help="Continue from the checkpoint in the folder, if there is one.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Steps in all, instead of the file's.")
+        int | None, typer.Option("--steps", metavar="N", help="Total number of steps, instead of that in the file.")
     ] = None,
     export: Annotated[
-        str | None, typer.Option("--export", metavar="FILE", help="Write the model here at the end; must not exist.")
+        str | None,
+        typer.Option("--export", metavar="FILE", help="Model file to write at the end, which must not exist."),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
-            "--compare", metavar="NAME|FILE", help="Another model to measure beside it for the exported card."
+            "--compare", metavar="NAME|FILE", help="Another model to measure, for the card of the exported one."
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: those of torch.")
+        int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: as torch chooses.")
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Device of the training.")
+    ] = "auto",
 ) -> None:
-    """Train the learned prior on simulated tubes, with checkpoints to go on from."""
+    """Train the learned prior on simulated tubes; checkpoints allow to continue."""
     from pathlib import Path
 
-    from bigdeconv import models, training
-    from bigdeconv.errors import InvalidInputError, OutputExistsError
+    import bigdeconv
 
-    hint = f"Go on from the last checkpoint with `bigdeconv train --config {config} --output {output} --resume`."
+    hint = f"Continue from the last checkpoint with `bigdeconv train --config {config} --output {output} --resume`."
     with reported(hint=lambda: hint):
         if export is not None and Path(export).exists():
-            raise OutputExistsError(f"export: {export!r} exists; give another path.")
+            raise bigdeconv.OutputExistsError(f"export: {export!r} exists; give another path.")
         if compare is not None and export is None:
-            raise InvalidInputError(
+            raise bigdeconv.InvalidInputError(
                 f"compare: got {compare!r} without --export; the comparison goes into the exported card."
             )
-        other = None if compare is None else models.resolve(compare)
-        settings = training.load_config(config, steps=steps)
-        training.train(settings, output, resume=resume, device=device, threads=threads, report=_print)
+        other = None if compare is None else bigdeconv.models.resolve(compare)
+        settings = bigdeconv.training.load_config(config, steps=steps)
+        bigdeconv.training.train(settings, output, resume=resume, device=device, threads=threads, report=_print)
         if export is not None:
-            training.export(output, export, config=settings, compared_with=other, device=device)
+            bigdeconv.training.export(output, export, config=settings, compared_with=other, device=device)
             print(f"Wrote {export}")
 
 

@@ -12,7 +12,7 @@ from phantom import VOXEL_ZYX_UM
 from reconstruct import problem
 
 from bigdeconv import simulation
-from bigdeconv.solvers.richardson_lucy import Problem, init, objective, step
+from bigdeconv.numerics.richardson_lucy import Problem, init, objective, step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def samples(path: Path, volumes: list[np.ndarray]) -> None:
 
 
 def convergence(path: Path, scene: Scene, method: Method, iterations: int) -> dict[str, list[float]]:
-    """Draw figure 2: how far the objective is above its least value, with momentum and without, and return the distances.
+    """Draw figure 2: the distance of the objective from its least value, with momentum and without, and return the distances.
 
     The least value is the lowest of an accelerated pass that is five times as long.
     """
@@ -80,10 +80,13 @@ def comparison(
 
     Parameters
     ----------
-    estimates
-        Of each method, by iteration.
-    shown
+    path : Path
+    scene : Scene
+    estimates : dict
+        Estimates ``z y x`` of each method, by iteration.
+    shown : dict of int
         Iteration to show of each label such as ``RL 20``.
+    title : str
     """
     middle = len(scene.photons) // 2  # the 16th of 32 views
     volumes = {f"Meas. (view {middle})": scene.photons[middle - 1], "Confocal": simulation.confocal(scene.photons)}

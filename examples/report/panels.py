@@ -26,7 +26,7 @@ _COLOURS = ("#ffb000", "#40b0ff", "#ff5fa0", "#60d060")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which parts of a volume are shown."""
+    """Parts of a volume that are shown."""
 
     z: int
     """Plane of the lateral slice."""

@@ -1,4 +1,4 @@
-"""The samples of the report and what a many-view Airyscan detector makes of them."""
+"""The samples of the report and their images by a many-view Airyscan detector."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigdeconv import intensity, psf, simulation
+from bigdeconv import PSF, psf, simulation
+from bigdeconv.calibration.numbers import SignalLevels, UserOverrides, signal_levels
+from bigdeconv.numerics.camera import Camera
 
 VOXEL_ZYX_UM = (0.12, 0.04, 0.04)
 TUBES = {"outer_radius_um": (0.04, 0.2), "sigma_um": 0.06, "fluorophores_per_um": 4000.0}
@@ -25,34 +27,35 @@ TUNING_SEED = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A known object, its image, and what a reconstruction may know."""
+    """A known object, its image, and the numbers that a reconstruction may use."""
 
     truth: np.ndarray
     """``z y x``."""
-    kernels: np.ndarray
-    """``v z y x``."""
+    psf: PSF
     photons: np.ndarray
     """Measurements, ``v z y x``."""
-    background: float
-    """Photons, estimated from the measurements."""
-    scale: float
-    """Intensity scale in photons, estimated from the measurements."""
+    levels: SignalLevels
+    """Background and intensity scale in photons, estimated from the measurements."""
+
+    @property
+    def scale(self) -> float:
+        """Intensity scale in photons."""
+        return self.levels.intensity_scale
 
 
 def microtubules(seed: int, views: int, zyx_shape: tuple[int, int, int]) -> Scene:
     """Return pseudo-microtubules through the narrow PSFs: a part of a sample that goes on outside."""
-    kernels = _kernels("narrow", views)
-    around = tuple(n // 2 for n in kernels.shape[1:])
+    narrow = _psf("narrow", views)
+    around = narrow.radius_zyx
     sample = tubes(seed, tuple(n + 2 * r for n, r in zip(zyx_shape, around, strict=True)))
-    return _acquired(
-        sample, kernels, PHOTONS, seed, tuple(slice(r, r + n) for n, r in zip(zyx_shape, around, strict=True))
-    )
+    seen = tuple(slice(r, r + n) for n, r in zip(zyx_shape, around, strict=True))
+    return _acquired(sample, narrow, PHOTONS, seed, seen)
 
 
 def calibration(seed: int, views: int, zyx_shape: tuple[int, int, int], aperture: str) -> Scene:
     """Return the calibration sample with few photons; ``aperture`` is wide or narrow and names the PSFs."""
     target = simulation.calibration_target(zyx_shape, VOXEL_ZYX_UM)
-    return _acquired(target, _kernels(aperture, views), LOW_PHOTONS, seed)
+    return _acquired(target, _psf(aperture, views), LOW_PHOTONS, seed)
 
 
 def tubes(seed: int, zyx_shape: tuple[int, int, int]) -> np.ndarray:
@@ -63,15 +66,14 @@ def tubes(seed: int, zyx_shape: tuple[int, int, int]) -> np.ndarray:
     return simulation.sample(specimen, zyx_shape, VOXEL_ZYX_UM, peak_one=True)
 
 
-def _kernels(aperture: str, views: int) -> np.ndarray:
-    return psf.airyscan(voxel_zyx_um=VOXEL_ZYX_UM, na=APERTURES[aperture], n_views=views)
+def _psf(aperture: str, views: int) -> PSF:
+    return PSF(psf.airyscan(voxel_zyx_um=VOXEL_ZYX_UM, na=APERTURES[aperture], n_views=views), VOXEL_ZYX_UM)
 
 
-def _acquired(sample, kernels, photons, seed, seen=(slice(None),) * 3) -> Scene:
-    """Return what is known of the part of a sample that is seen."""
-    counts = simulation.acquire(sample, kernels, photons=photons, background=BACKGROUND, seed=seed)
+def _acquired(sample, detector, photons, seed, seen=(slice(None),) * 3) -> Scene:
+    """Return the scene of the part of a sample that is seen."""
+    counts = simulation.acquire(sample, detector.views, photons=photons, background=BACKGROUND, seed=seed)
     data = np.ascontiguousarray(counts[(slice(None), *seen)], dtype=np.float32)
-    everywhere = [np.ones(view.shape, bool) for view in data]
-    background = intensity.estimate_background(list(data), everywhere, [n // 2 for n in kernels.shape[1:]])
-    scale = intensity.estimate_scale(list(data), everywhere, background)
-    return Scene(np.ascontiguousarray(sample[seen]), kernels, data, background, scale)
+    valid = np.ones(data.shape[1:], bool)
+    levels = signal_levels(lambda: ((view, valid) for view in data), detector, Camera(), UserOverrides())
+    return Scene(np.ascontiguousarray(sample[seen]), detector, data, levels)

@@ -1,4 +1,4 @@
-"""RL, TV and GARL on a scene: one pass whose iterates are looked at, and the choice of strengths."""
+"""RL, TV and GARL on a scene: one pass with its iterates, and the choice of strengths."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from phantom import VOXEL_ZYX_UM
 
-from bigdeconv import quality
-from bigdeconv.deconvolution import MU_MAX, Settings, choose_tau, likely_tau
-from bigdeconv.physics.convolution import Blur
-from bigdeconv.priors.tv import TotalVariation
-from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.solvers.richardson_lucy import Problem, init, step
+from bigdeconv.calibration.numbers import calibrated_settings
+from bigdeconv.numerics import metrics
+from bigdeconv.numerics.convolution import Blur
+from bigdeconv.numerics.priors.tv import TotalVariation
+from bigdeconv.numerics.priors.wcrr import Wcrr
+from bigdeconv.numerics.restoration import MU_MAX, ResolvedSettings
+from bigdeconv.numerics.richardson_lucy import Problem, init, step
+from bigdeconv.numerics.tau import initial_tau
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     from phantom import Scene
 
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
 
 MARKS = (20, 30, 50)
 """Iterations that the report shows."""
 TV_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 GARL_KAPPAS = (2.4, 4.8)
 GARL_SIGMAS = (0.4, 0.7, 1.0)
-"""Trials for GARL, as multiples of the model's own: κ of `likely_tau`, which follows σ, and noise level."""
+"""Trials for GARL, as multiples of the model's own: κ of `initial_tau`, which follows σ, and noise level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Method:
 
 
 def problem(scene: Scene, method: Method) -> Problem:
-    """Return what a method minimises on a scene, in units of the intensity scale."""
+    """Return the problem that a method solves on a scene, in units of the intensity scale."""
     prior: TotalVariation | Wcrr | None = None
     if method.name == "TV":
         prior = TotalVariation(VOXEL_ZYX_UM)
@@ -55,8 +57,8 @@ def problem(scene: Scene, method: Method) -> Problem:
     return Problem(
         data=torch.from_numpy(scene.photons) / scene.scale,
         weights=None,
-        background=scene.background / scene.scale,
-        blur=Blur(torch.from_numpy(scene.kernels), (z, y, x)),
+        background=scene.levels.background / scene.scale,
+        blur=Blur(torch.from_numpy(scene.psf.views), (z, y, x)),
         prior=prior,
         tau=method.strength / scene.scale,
     )
@@ -77,7 +79,7 @@ def iterates(scene: Scene, method: Method, marks: Iterable[int] = MARKS) -> dict
 
 def scores(scene: Scene, estimates: dict[int, np.ndarray]) -> dict[int, float]:
     """Return the regressed SNR of each estimate over the whole volume, in dB."""
-    return {k: quality.rsnr(estimate, scene.truth) for k, estimate in estimates.items()}
+    return {k: metrics.rsnr(estimate, scene.truth) for k, estimate in estimates.items()}
 
 
 def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str, float]]]:
@@ -100,11 +102,12 @@ def tune(method: Method, scenes: Sequence[Scene]) -> tuple[Method, list[dict[str
 
 
 def automatic(scene: Scene, method: Method) -> Method:
-    """Return GARL with the default noise level of its model and the strength that the measurements themselves choose."""
+    """Return GARL with the default noise level of its model and the τ that data thinning chooses."""
     sigma = method.model.sigma_default
-    settings = Settings("garl", MARKS[-1], 0.0, sigma, scene.background, scene.scale, VOXEL_ZYX_UM)
-    tau = choose_tau([(scene.photons, None)], scene.kernels, method.model, settings)
-    return replace(method, name="GARL, auto", strength=tau * scene.scale, sigma=sigma)
+    settings = ResolvedSettings(method="garl", iterations=MARKS[-1], voxel_zyx_um=VOXEL_ZYX_UM, sigma=sigma)
+    windows = [(scene.photons, None)]
+    found = calibrated_settings(settings, scene.levels, lambda: windows, scene.psf, method.model, tau=None)
+    return replace(method, name="GARL, auto", strength=found.tau * scene.scale, sigma=sigma)
 
 
 def _trials(method: Method) -> list[Method]:
@@ -113,5 +116,5 @@ def _trials(method: Method) -> list[Method]:
     found = []
     for a, b in product(GARL_SIGMAS, GARL_KAPPAS):
         sigma = a * method.model.sigma_default
-        found.append(replace(method, sigma=sigma, strength=likely_tau("garl", 1.0, sigma, b * method.model.kappa)))
+        found.append(replace(method, sigma=sigma, strength=initial_tau("garl", 1.0, sigma, b * method.model.kappa)))
     return found

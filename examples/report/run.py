@@ -2,8 +2,8 @@
 
     python examples/report/run.py --seed 0 --output DIR [--small] [--table-only] [--model NAME|FILE]
 
-Needs matplotlib (``pip install bigdeconv[plot]``).  Strengths are chosen on phantoms that are not reported, but for that
-of "GARL, auto", which its own measurements choose.
+Needs matplotlib (``pip install bigdeconv[plot]``).  Strengths are chosen on phantoms that are not reported, except that of
+"GARL, auto", which its own measurements choose.
 
 References
 ----------
@@ -29,7 +29,7 @@ from bigdeconv import models
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large everything is; shapes are z y x voxels."""
+    """Sizes of all parts; shapes are z y x voxels."""
 
     views: int
     reported: tuple[int, int, int]
@@ -99,7 +99,7 @@ def _table(folder, seed, scene, methods, estimates, model) -> None:
     result = {
         "seed": seed,
         "model": Path(model).name,
-        "views": len(scene.kernels),
+        "views": scene.psf.n_views,
         "zyx_shape": scene.truth.shape,
         "intensity_scale": scene.scale,
         "settings": {name: {"tau": m.strength / scene.scale, "sigma": m.sigma} for name, m in methods.items()},

@@ -1,11 +1,11 @@
-"""Table 1 on several phantoms: by how much GARL with settings of its own choosing exceeds the best of RL and of TV.
+"""Table 1 on several phantoms: the gain of GARL, with settings of its own choosing, over the best of RL and of TV.
 
     python examples/report/seeds.py [--seeds 0 1 2 3 4] [--models compact large] [--given FILE,SIGMA,STRENGTH ...] [--small]
 
 GARL runs at its defaults: the model's noise level, and the strength that the measurements choose.  RL gets the best of its
 iterations and TV the best of its iterations and strengths, both by the truth, which GARL does not see.  A model that was not
-trained with this package's prior in mind may need other settings: ``--given`` runs it as told, SIGMA in 1/255 of the
-intensity scale and STRENGTH as τ times the photons there, and by the truth too the best of what is given counts.
+trained for this package's prior may need other settings: ``--given`` runs it with SIGMA in 1/255 of the intensity scale and
+STRENGTH as τ times the photons there; the best of these by the truth counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TV_STRENGTHS = (1.0, 3.0, 10.0)
 
 
 def compare(seed: int, sizes, names: list[str], given: list[str]) -> dict[str, float]:
-    """Print the rows of one phantom; return what GARL with each model gains over the best of RL, of TV, and of what is given."""
+    """Print the rows of one phantom; return the gain of GARL with each model over the best of RL, of TV, and of ``given``."""
     scene = phantom.microtubules(seed, sizes.views, sizes.reported)
 
     def row(label: str, method: Method, marks=MARKS) -> dict[int, float]:

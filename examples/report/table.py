@@ -18,7 +18,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
 
 
 def gain_db(rsnr_db: dict[str, dict[int, float]]) -> float:
-    """Return by how much GARL at the last iteration exceeds the best of RL."""
+    """Return the gain of GARL at the last iteration over the best of RL, in dB."""
     return rsnr_db["GARL"][MARKS[-1]] - max(rsnr_db["RL"].values())
 
 

@@ -1,6 +1,6 @@
 """Deconvolution programs side by side: each solves the same arrays in a process of its own.
 
-``run`` starts the processes; the file is also what they run.  A peer that its interpreter does not have counts as not installed.
+``run`` starts the processes, and they run this file.  A peer that its interpreter does not have counts as not installed.
 """
 
 from __future__ import annotations
@@ -29,32 +29,36 @@ ARRAYS = "arrays.npz"
 BACKGROUND = 0.02
 """Of all the problems, in units of the intensity scale."""
 TAU = 0.01
-"""Strength where there is a prior: what it is changes nothing about the cost."""
+"""Strength where there is a prior; the cost does not depend on it."""
 
 
-def ours(method: str, model: str, data: np.ndarray, kernel: np.ndarray) -> Run:
-    """Return what a worker does with a block once it is read."""
-    from bigdeconv import models
-    from bigdeconv.deconvolution import Settings, make_blur, make_prior, restore
+def ours(method: str, model: str, data: np.ndarray, psf_zyx: np.ndarray) -> Run:
+    """Return the restoration of a block that a worker has read."""
+    from bigdeconv import PSF, models
+    from bigdeconv.geometry import Box, triple
+    from bigdeconv.numerics.restoration import ResolvedSettings, make_prior, restore
 
-    weights = models.resolve(model)
+    weights, voxel_zyx_um = models.resolve(model), (1.0, 1.0, 1.0)
+    psf, window = PSF(psf_zyx[None], voxel_zyx_um), Box.of_shape(triple(data.shape))
 
     def run(iterations: int) -> np.ndarray:
-        settings = Settings(method, iterations, TAU, weights.sigma_default, BACKGROUND, 1.0, (1.0, 1.0, 1.0))
-        blur = make_blur(kernel[None], data.shape, settings)
-        return restore(data[None].copy(), None, blur, make_prior(settings, weights), settings)
+        settings = ResolvedSettings(
+            method=method, iterations=iterations, voxel_zyx_um=voxel_zyx_um, sigma=weights.sigma_default
+        ).calibrated(tau=TAU, background=BACKGROUND, intensity_scale=1.0)
+        operator = psf.operator(window, settings)
+        return restore(data[None].copy(), None, operator, make_prior(settings, weights), settings)
 
     return run
 
 
-def plain_loop(data: np.ndarray, kernel: np.ndarray) -> Run:
-    """Return Richardson-Lucy with momentum as one writes it down in torch: padded, real transforms, nothing in place."""
+def plain_loop(data: np.ndarray, psf_zyx: np.ndarray) -> Run:
+    """Return Richardson-Lucy with momentum in plain torch: padded, real transforms, nothing in place."""
     import torch
     from torch.nn.functional import pad
 
     from bigdeconv.geometry import fast_length
 
-    fft_shape = [fast_length(n + k - 1) for n, k in zip(data.shape, kernel.shape, strict=True)]
+    fft_shape = [fast_length(n + k - 1) for n, k in zip(data.shape, psf_zyx.shape, strict=True)]
     padding = [n for size, full in zip(data.shape[::-1], fft_shape[::-1], strict=True) for n in (0, full - size)]
 
     def blur(x: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
@@ -62,57 +66,57 @@ def plain_loop(data: np.ndarray, kernel: np.ndarray) -> Run:
 
     def run(iterations: int) -> np.ndarray:
         y, mask = (pad(t, padding) for t in (torch.from_numpy(data), torch.ones(data.shape)))
-        otf = torch.fft.rfftn(torch.from_numpy(kernel), s=fft_shape)
+        otf = torch.fft.rfftn(torch.from_numpy(psf_zyx), s=fft_shape)
         sensitivity = blur(mask, otf.conj()).clamp(min=1e-3)
         x = before = blur(y, otf.conj()) / sensitivity
         for k in range(iterations):
             p = (x + k / (k + 3) * (x - before)).clamp(min=1e-6)
             ratio = mask * y / (blur(p, otf) + BACKGROUND).clamp(min=1e-6)
             before, x = x, (p * blur(ratio, otf.conj()) / sensitivity).clamp(min=1e-6)
-        centred = x.roll([k // 2 for k in kernel.shape], (0, 1, 2))
+        centred = x.roll([k // 2 for k in psf_zyx.shape], (0, 1, 2))
         return centred[tuple(slice(n) for n in data.shape)].numpy()
 
     return run
 
 
-def skimage(data: np.ndarray, kernel: np.ndarray) -> Run:
+def skimage(data: np.ndarray, psf_zyx: np.ndarray) -> Run:
     """Return scikit-image's Richardson-Lucy."""
     from skimage.restoration import richardson_lucy
 
-    return lambda n: richardson_lucy(data, kernel, num_iter=n, clip=False)
+    return lambda n: richardson_lucy(data, psf_zyx, num_iter=n, clip=False)
 
 
-def redlionfish(data: np.ndarray, kernel: np.ndarray) -> Run:
+def redlionfish(data: np.ndarray, psf_zyx: np.ndarray) -> Run:
     """Return RedLionfish on the CPU, on data padded with zeros: it wraps around."""
     from RedLionfishDeconv import doRLDeconvolutionFromNpArrays
 
     from bigdeconv.geometry import fast_length
 
-    spare = [fast_length(n + k - 1) - n for n, k in zip(data.shape, kernel.shape, strict=True)]
+    spare = [fast_length(n + k - 1) - n for n, k in zip(data.shape, psf_zyx.shape, strict=True)]
     padded = np.pad(data, [(s // 2, s - s // 2) for s in spare])
     inner = tuple(slice(s // 2, s // 2 + n) for s, n in zip(spare, data.shape, strict=True))
-    return lambda n: doRLDeconvolutionFromNpArrays(padded, kernel, niter=n, method="cpu")[inner]
+    return lambda n: doRLDeconvolutionFromNpArrays(padded, psf_zyx, niter=n, method="cpu")[inner]
 
 
-def sdeconv(data: np.ndarray, kernel: np.ndarray) -> Run:
-    """Return sdeconv's Richardson-Lucy, padded by the reach of the PSF, which it wants as large as the data."""
+def sdeconv(data: np.ndarray, psf_zyx: np.ndarray) -> Run:
+    """Return sdeconv's Richardson-Lucy, padded by the reach of the PSF, which it expects as large as the data."""
     import torch
     from sdeconv.deconv import SRichardsonLucy
 
-    reach = tuple(k // 2 for k in kernel.shape)
-    psf = np.zeros_like(data)
-    psf[tuple(slice(n // 2 - k // 2, n // 2 - k // 2 + k) for n, k in zip(data.shape, kernel.shape, strict=True))] = (
-        kernel
-    )
-    return lambda n: SRichardsonLucy(torch.from_numpy(psf), niter=n, pad=reach)(torch.from_numpy(data)).numpy()
+    reach = tuple(k // 2 for k in psf_zyx.shape)
+    padded = np.zeros_like(data)
+    padded[
+        tuple(slice(n // 2 - k // 2, n // 2 - k // 2 + k) for n, k in zip(data.shape, psf_zyx.shape, strict=True))
+    ] = psf_zyx
+    return lambda n: SRichardsonLucy(torch.from_numpy(padded), niter=n, pad=reach)(torch.from_numpy(data)).numpy()
 
 
-def ci_deconvolve(data: np.ndarray, kernel: np.ndarray) -> Run:
+def ci_deconvolve(data: np.ndarray, psf_zyx: np.ndarray) -> Run:
     """Return ci-deconvolve's accelerated Richardson-Lucy with its unknown exterior, without its stopping rule."""
     from core.deconvolve_ci import ci_rl_deconvolve
 
     fixed: dict[str, Any] = {"convergence": "fixed", "offset": 0.0, "background": BACKGROUND, "start": "flat"}
-    return lambda n: ci_rl_deconvolve(data, kernel, niter=n, device="cpu", tiling="none", **fixed)["result"]
+    return lambda n: ci_rl_deconvolve(data, psf_zyx, niter=n, device="cpu", tiling="none", **fixed)["result"]
 
 
 OURS = {
@@ -133,7 +137,7 @@ PEERS = {
 def run(
     names: Iterable[str],
     data: np.ndarray,
-    kernel: np.ndarray,
+    psf_zyx: np.ndarray,
     folder: Path,
     *,
     iterations: tuple[int, int],
@@ -145,21 +149,28 @@ def run(
 
     Parameters
     ----------
-    folder
-        Where the arrays and the estimates go.
-    iterations
+    names : iterable of str
+        Keys of `OURS` and `PEERS`.
+    data : ndarray, ``z y x``
+    psf_zyx : ndarray, ``z y x``
+    folder : Path
+        Folder for the arrays and the estimates.
+    iterations : tuple of int
         A few and some more: their difference is the cost of an iteration, without preparations.
-    peers_python
+    rounds : int
+        Processes of each contestant.
+    threads : int
+    peers_python : str
         Interpreter that has the peers.
 
     Returns
     -------
     dict
-        ``seconds`` and ``cpu_seconds`` per iteration, ``peak_bytes`` above what the process had before the data; None for
-        what is not installed.
+        ``seconds`` and ``cpu_seconds`` per iteration, ``peak_bytes`` above the memory of the process before the data; None for a
+        contestant that is not installed.
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    np.savez(folder / ARRAYS, data=data, kernel=kernel)
+    np.savez(folder / ARRAYS, data=data, psf_zyx=psf_zyx)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     for _ in range(rounds):
@@ -190,15 +201,15 @@ def main(name: str, folder: str, few: str, many: str) -> None:
     make = (OURS | PEERS)[name]
     tiny = np.random.default_rng(0).uniform(size=(8, 8, 8)).astype(np.float32)
     try:
-        make(tiny, np.full((3, 3, 3), 1 / 27, np.float32))(2)  # imports, and what libraries keep
+        make(tiny, np.full((3, 3, 3), 1 / 27, np.float32))(2)  # imports and caches of libraries
     except ImportError as error:
         print(error, file=sys.stderr)
         sys.exit(NOT_INSTALLED)
     resident = resident_bytes()
     forget_peak()
     with np.load(Path(folder) / ARRAYS) as file:
-        solve = make(file["data"], file["kernel"])
-    solve(int(few))  # the first run also pays for what libraries prepare per shape
+        solve = make(file["data"], file["psf_zyx"])
+    solve(int(few))  # The first run also pays for preparations of libraries per shape.
     costs: dict[str, float] = {}
     for label, iterations in (("few", few), ("many", many)):
         cost = once(lambda n=int(iterations): np.save(Path(folder) / f"{name}.npy", solve(n)))

@@ -1,8 +1,8 @@
-"""How the convergent update compares with the reference: three phantoms, strengths of a tenth, one and ten times the likely one.
+"""Comparison of the convergent update with the reference: three phantoms, a tenth of the initial τ, the same, and ten times it.
 
-For each: the highest rise of the objective without momentum, and with it the highest and the longest; after how many
-iterations the convergent update is where the reference is after 50, with the same cap on μ; how far float32 and float64 are
-apart; and the RSNR of both, of the reference also with the model's own μ.  Heights are fractions of what 50 iterations gain.
+For each: the highest rise of the objective without momentum, and with it the highest and the longest; the iteration at which
+the convergent update reaches the objective of the reference after 50, with the same cap on μ; the difference between float32 and
+float64; and the RSNR of both, of the reference also with the model's own μ.  Heights are fractions of the gain of 50 iterations.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bigdeconv import models, quality
-from bigdeconv.deconvolution import MU_MAX, likely_tau
+from bigdeconv import models
 from bigdeconv.geometry import triple
 from bigdeconv.models.pyxudeconv import import_pyxudeconv
-from bigdeconv.physics.convolution import Blur
-from bigdeconv.priors.tv import TotalVariation
-from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.solvers.richardson_lucy import Problem, init, objective, step
+from bigdeconv.numerics import metrics
+from bigdeconv.numerics.convolution import Blur
+from bigdeconv.numerics.priors.tv import TotalVariation
+from bigdeconv.numerics.priors.wcrr import Wcrr
+from bigdeconv.numerics.restoration import MU_MAX
+from bigdeconv.numerics.richardson_lucy import Problem, init, objective, step
+from bigdeconv.numerics.tau import initial_tau
 from tests.benchmarks import scenes
 from tests.benchmarks.measure import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
     from tests.benchmarks.scenes import Scene
 
 ITERATIONS = 50
-MOST = 100
-"""Iterations after which the search for the reference's objective is given up."""
+MAX_ITERATIONS = 100
+"""Iterations after which the search for the reference's objective ends."""
 STRENGTHS = (0.1, 1.0, 10.0)
 PHOTONS = 60.0
 
@@ -46,7 +48,7 @@ class Row:
     prior: str
     phantom: str
     strength: float
-    """τ over the likely one (`likely_tau`)."""
+    """τ over the initial one (`initial_tau`)."""
     rise_without_momentum: float
     rise: float
     longest_rise: int
@@ -63,7 +65,7 @@ class Row:
 
 
 def load(name_or_folder: str) -> WcrrWeights:
-    """Return a shipped model, a model file, or what pyxudeconv has published in a folder."""
+    """Return a shipped model, a model file, or a folder of pyxudeconv, as weights."""
     return import_pyxudeconv(name_or_folder) if Path(name_or_folder).is_dir() else models.resolve(name_or_folder)
 
 
@@ -85,7 +87,7 @@ def table(
 
 
 def curves(prior: str, shape: tuple[int, int, int], marks: Sequence[int], *, seed: int = 1) -> dict[str, Any]:
-    """Return the objective against iterations and CPU-seconds for the ways to go, and the least that any reached."""
+    """Return the objective against iterations and CPU-seconds for three updates, and the least that any reached."""
     model = None if prior == "tv" else load(prior)
     scene = scenes.image(scenes.tubes(shape, seed), PHOTONS, seed)
     p = problem(scene, model, 1.0, dtype=torch.float32)
@@ -111,17 +113,17 @@ def _curve(p: Problem, marks: Sequence[int]) -> list[dict[str, float]]:
 def problem(
     scene: Scene, model: WcrrWeights | None, strength: float, *, mu_max: float = MU_MAX, dtype: torch.dtype
 ) -> Problem:
-    """Return a problem at a strength over the likely one; without a model the prior is TV."""
+    """Return a problem at a strength over the initial τ; without a model the prior is TV."""
     if model is None:
-        tau, prior = likely_tau("rltv", scene.scale, 0, 0), TotalVariation(scenes.VOXEL_ZYX_UM)
+        tau, prior = initial_tau("rltv", scene.scale, 0, 0), TotalVariation(scenes.VOXEL_ZYX_UM)
     else:
-        tau = likely_tau("garl", scene.scale, model.sigma_default, model.kappa)
+        tau = initial_tau("garl", scene.scale, model.sigma_default, model.kappa)
         prior = Wcrr(model, sigma=model.sigma_default, dtype=dtype, mu_max=mu_max)
     return Problem(
         data=torch.tensor(scene.photons / scene.scale, dtype=dtype)[None],
         weights=None,
         background=scenes.BACKGROUND / scene.scale,
-        blur=Blur(torch.tensor(scene.kernel, dtype=dtype)[None], triple(scene.photons.shape)),
+        blur=Blur(torch.tensor(scene.psf.views, dtype=dtype), triple(scene.photons.shape)),
         prior=prior,
         tau=strength * tau,
     )
@@ -150,7 +152,7 @@ def row(name: str, phantom: str, strength: float, scene: Scene, model: WcrrWeigh
     p = problem(scene, model, strength, dtype=torch.float64)
     plain, _ = objectives(replace(p, momentum=False), ITERATIONS)
     reference, theirs = objectives(replace(p, update="reference"), ITERATIONS)
-    fast, _ = objectives(p, MOST)
+    fast, _ = objectives(p, MAX_ITERATIONS)
     ours = estimate(p)
     single = estimate(problem(scene, model, strength, dtype=torch.float32)).double()
     own_mu = problem(scene, model, strength, mu_max=math.inf, dtype=torch.float64)
@@ -166,12 +168,12 @@ def row(name: str, phantom: str, strength: float, scene: Scene, model: WcrrWeigh
         longest_rise=max((len(run) for run in "".join("+" if r else " " for r in rises).split()), default=0),
         level_with_reference=int(level[0]) if len(level) else None,
         float32_apart=float(torch.linalg.vector_norm(single - ours) / torch.linalg.vector_norm(ours)),
-        rsnr_db=quality.rsnr(ours.numpy(), scene.truth),
-        rsnr_reference_db=quality.rsnr(theirs.numpy(), scene.truth),
-        rsnr_own_mu_db=quality.rsnr(estimate(replace(own_mu, update="reference")).numpy(), scene.truth),
+        rsnr_db=metrics.rsnr(ours.numpy(), scene.truth),
+        rsnr_reference_db=metrics.rsnr(theirs.numpy(), scene.truth),
+        rsnr_own_mu_db=metrics.rsnr(estimate(replace(own_mu, update="reference")).numpy(), scene.truth),
     )
 
 
 def highest_rise(values: np.ndarray) -> float:
-    """Return how far a curve climbs above the lowest point before it."""
+    """Return the largest climb of a curve above the lowest point before it."""
     return float((values - np.minimum.accumulate(values)).max())

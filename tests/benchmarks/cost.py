@@ -2,13 +2,13 @@
 
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tests/benchmarks/cost.py [--only WORD]
 
-The trials and the blocks run in one process, in turn: what counts is the ratio.  The variable is what
-bigdeconv gives its own workers.
+The trials and the blocks run in one process, in turn: the ratio counts.  bigdeconv sets the variable for its own workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -16,20 +16,28 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bigdeconv import models, trial  # noqa: E402
-from bigdeconv.engine import block  # noqa: E402
+from bigdeconv import models  # noqa: E402
+from bigdeconv.calibration import block_cost  # noqa: E402
+from bigdeconv.engine.block import merge_block, solve_block  # noqa: E402
 from tests.benchmarks.measure import cheapest  # noqa: E402
 from tests.benchmarks.memory import Case, make_recipe  # noqa: E402
 
+if TYPE_CHECKING:
+    from bigdeconv.engine.recipe import Recipe
+    from bigdeconv.numerics.priors.weights import WcrrWeights
+    from bigdeconv.planning.cost import Costs
+
 ITERATIONS = 4
 ROUNDS = 3
-"""How often everything is measured, in turn: the least says what undisturbed work costs."""
+"""Number of measurements of everything, in turn: the least is the cost of undisturbed work."""
 GRID = (
     Case((64,) * 3, (1.0,) * 3, "rl"),
     Case((96,) * 3, (2.0,) * 3, "rl"),
@@ -48,20 +56,26 @@ def ratio(case: Case) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = make_recipe(case, Path(folder), ITERATIONS)
         model = models.resolve(case.model) if case.method == "garl" else None
-        subject = trial.Subject(case.method, "convergent", case.views, case.model, "cpu", 1)
+        subject = block_cost.Subject(case.method, "convergent", case.views, case.model, "cpu", 1)
         found = [
-            (trial._costs(subject, model).total(recipe.plan, case.views, ITERATIONS), cpu_of_all_blocks(recipe))
+            (measured_anew(subject, model).total(recipe.plan, case.views, ITERATIONS), cpu_of_all_blocks(recipe))
             for _ in range(ROUNDS)
         ]
         predicted, measured = (min(times) for times in zip(*found, strict=True))
         return predicted, measured
 
 
-def cpu_of_all_blocks(recipe) -> float:
+def measured_anew(subject: block_cost.Subject, model: WcrrWeights | None) -> Costs:
+    """Return the costs that a trial measures now, whatever the cache holds."""
+    with tempfile.TemporaryDirectory() as empty, mock.patch.dict(os.environ, XDG_CACHE_HOME=empty):
+        return block_cost.measure(subject, model)
+
+
+def cpu_of_all_blocks(recipe: Recipe) -> float:
     """Solve and merge every block as a worker does; return the CPU time."""
     started = time.process_time()
     for task in recipe.plan.tasks():
-        block.merge_block(recipe, task, block.solve_block(recipe, task), {})
+        merge_block(recipe, task, solve_block(recipe, task), {})
     return time.process_time() - started
 
 

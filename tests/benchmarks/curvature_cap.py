@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bigdeconv import models, psf, quality
-from bigdeconv.physics.convolution import Blur
-from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.solvers.richardson_lucy import Problem, init, step
+from bigdeconv import models, psf
+from bigdeconv.numerics import metrics
+from bigdeconv.numerics.convolution import Blur
+from bigdeconv.numerics.priors.wcrr import Wcrr
+from bigdeconv.numerics.richardson_lucy import Problem, init, step
 from tests.benchmarks import scenes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def curve(problem: Problem, truth: np.ndarray) -> str:
         for k in range(1, max(MARKS) + 1):
             step(problem, state)
             if k in MARKS:
-                marks.append(quality.rsnr(state.x[problem.blur.data_slices].numpy(), truth))
+                marks.append(metrics.rsnr(state.x[problem.blur.data_slices].numpy(), truth))
     return "  ".join(f"{m:5.2f}" for m in marks)
 
 
@@ -46,7 +47,7 @@ def compare(seed: int, photons: float) -> None:
             data=torch.from_numpy(scene.photons / scene.scale)[None],
             weights=None,
             background=scenes.BACKGROUND / scene.scale,
-            blur=Blur(torch.from_numpy(scene.kernel)[None], SHAPE),
+            blur=Blur(torch.from_numpy(scene.psf.views), SHAPE),
             prior=Wcrr(weights, sigma=SIGMA, mu_max=mu_max),
             tau=strength / scene.scale,
             update=update,

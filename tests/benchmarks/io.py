@@ -1,4 +1,4 @@
-"""What goes in and out of the stores for a voxel of the output, what that costs a core, and what the workers' time goes into.
+"""Traffic of the stores per voxel of the output, its cost on a core, and the shares of the workers' time.
 
 python -m tests.benchmarks.io [OUTPUT]
 
@@ -14,7 +14,8 @@ import tempfile
 import time
 from collections import Counter, OrderedDict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,9 @@ import numpy as np
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
-from bigdeconv.config import make_config
+from bigdeconv import make_config
 from bigdeconv.engine import block
-from bigdeconv.storage import arrays
+from bigdeconv.numerics.blending import DIRECTIONS
 from tests import make
 from tests.benchmarks import shares
 from tests.benchmarks.measure import table
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 GPU_VOXELS = 200e6
-"""Voxels of the output per second that a GPU is taken to restore."""
+"""Assumed speed of a GPU in voxels of the output per second."""
 KEPT = ("nothing", "a window", "a row of windows", "a layer of windows")
-"""What a worker might keep of the chunks that it has decoded, latest used last to go."""
+"""Decoded chunks that a worker might keep, the least recently used dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How an input is stored."""
+    """Chunks and shards of an input."""
 
     chunk: Triple
     shard: Triple | None = None
@@ -57,7 +58,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large everything is."""
+    """Sizes of all parts."""
 
     shape: Triple = (384, 384, 384)
     core: Triple = (128, 128, 128)
@@ -107,14 +108,14 @@ def measure(folder: Path, size: Size, layout: Layout) -> dict[str, Any]:
     """Read, merge and write every block of a volume; return counts and nanoseconds of a core, per voxel of the output."""
     (recipe,) = _recipes(folder, size, layout)
     plan, clock = recipe.plan, _Clock()
-    with counting(recipe) as count, clock.timing(block, "_counts"), _copying():
+    with counting(recipe) as count, clock.timing(block, "read_box"), _copying():
         for task in plan.tasks():
             solved = clock.timed("solve_block", block.solve_block, recipe, task)
-            rims = {d: plan.neighbour(task, tuple(-i for i in d)) for d in block.blending.DIRECTIONS}
-            lower = {d: n for d, n in rims.items() if n is not None and plan.overlaps}
+            overlaps = {d: plan.neighbour(task, tuple(-i for i in d)) for d in DIRECTIONS}
+            lower = {d: n for d, n in overlaps.items() if n is not None and plan.has_overlaps}
             clock.timed("merge_block", block.merge_block, recipe, task, solved, lower)
     voxels, ns = plan.roi.size, clock.seconds
-    rim_bytes = sum(path.stat().st_size for path in Path(recipe.scratch).rglob("*.npy"))
+    overlap_bytes = sum(path.stat().st_size for path in Path(recipe.scratch).rglob("*.npy"))
     return {
         "layout": str(layout),
         "input_bytes": _bytes_below(folder / "in.zarr") / voxels,
@@ -124,10 +125,10 @@ def measure(folder: Path, size: Size, layout: Layout) -> dict[str, Any]:
         "decoded_planned": plan.decode_amplification,
         "bytes_written": count["output bytes"] / voxels,
         "writes": count["output requests"] / plan.n_blocks,
-        "rim_bytes": rim_bytes / voxels,
-        "decode_ns": 1e9 * ns["_counts"] / (plan.decode_amplification * voxels),
-        "read_ns": 1e9 * ns["_counts"] / voxels,
-        "prepare_ns": 1e9 * (ns["solve_block"] - ns["_counts"]) / voxels,
+        "overlap_bytes": overlap_bytes / voxels,
+        "decode_ns": 1e9 * ns["read_box"] / (plan.decode_amplification * voxels),
+        "read_ns": 1e9 * ns["read_box"] / voxels,
+        "prepare_ns": 1e9 * (ns["solve_block"] - ns["read_box"]) / voxels,
         "write_ns": 1e9 * ns["merge_block"] / voxels,
         "kept": {f"{workers}": _decoded_if_kept(plan, workers) for workers in (1, 2, 8)},
     }
@@ -146,7 +147,7 @@ def _traffic(results: dict[str, Any]) -> str:
         "voxels decoded (planned)",
         "reads per block",
         "bytes written",
-        "of rims",
+        "of overlap slabs",
     )
     rows = [
         (
@@ -154,7 +155,7 @@ def _traffic(results: dict[str, Any]) -> str:
             *(f"{row[name]:.2f}" for name in ("input_bytes", "bytes_read")),
             f"{row['decoded']:.2f} ({row['decoded_planned']:.2f})",
             f"{row['requests']:.0f}",
-            *(f"{row[name]:.2f}" for name in ("bytes_written", "rim_bytes")),
+            *(f"{row[name]:.2f}" for name in ("bytes_written", "overlap_bytes")),
         )
         for row in results["traffic"]
     ]
@@ -193,68 +194,74 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
 
-    def timed(self, name: str, call, *arguments):
+    def timed(self, name: str, call, *arguments, **options):
         started = time.process_time()
         try:
-            return call(*arguments)
+            return call(*arguments, **options)
         finally:
             self.seconds[name] += time.process_time() - started
 
-    def timing(self, room, name: str):
-        """Time a room's function of a name."""
-        call = getattr(room, name)
-        return mock.patch.object(room, name, lambda *a: self.timed(name, call, *a))
+    def timing(self, module, name: str):
+        """Time a function of a module."""
+        return mock.patch.object(module, name, partial(self.timed, name, getattr(module, name)))
 
 
 @contextmanager
 def counting(recipe: Recipe) -> Iterator[Counter[str]]:
-    """Count what goes in and out of the input's and the output's arrays, metadata aside, and the chunks that are decoded."""
+    """Count bytes and requests of the input's and the output's arrays, metadata aside, and the chunks that are decoded."""
     count: Counter[str] = Counter()
     names = {recipe.volume.location: "input", recipe.output: "output"}
+    get, put, decode = LocalStore.get, LocalStore.set, BloscCodec._decode_single
 
-    class Counting(LocalStore):
-        def add(self, key, buffer):
-            if buffer is not None and "zarr.json" not in key:
-                name = names[str(self.root)]
-                count.update({f"{name} bytes": len(buffer), f"{name} requests": 1})
+    def add(store, key, buffer):
+        if buffer is not None and "zarr.json" not in key:
+            name = names[str(store.root)]
+            count.update({f"{name} bytes": len(buffer), f"{name} requests": 1})
 
-        async def get(self, key, prototype, byte_range=None):
-            buffer = await super().get(key, prototype, byte_range)
-            self.add(key, buffer)
-            return buffer
+    async def counted_get(self, key, prototype=None, byte_range=None):
+        buffer = await get(self, key, prototype, byte_range)
+        add(self, key, buffer)
+        return buffer
 
-        async def set(self, key, value):
-            await super().set(key, value)
-            self.add(key, value)
+    async def counted_set(self, key, value):
+        await put(self, key, value)
+        add(self, key, value)
 
-    decode = BloscCodec._decode_single
-
-    def decoding(self, *arguments):
+    def counted_decode(self, *arguments):
         count["decoded chunks"] += 1
         return decode(self, *arguments)
 
-    arrays._open_once.cache_clear()
-    with mock.patch.object(arrays, "LocalStore", Counting), mock.patch.object(BloscCodec, "_decode_single", decoding):
+    with (
+        mock.patch.object(LocalStore, "get", counted_get),
+        mock.patch.object(LocalStore, "set", counted_set),
+        mock.patch.object(BloscCodec, "_decode_single", counted_decode),
+    ):
         yield count
-    arrays._open_once.cache_clear()
 
 
 @contextmanager
 def _copying() -> Iterator[None]:
-    """Let blocks be copied where they would be restored."""
-    with (
-        mock.patch.object(block, "restore", lambda photons, *_: photons[0]),
-        mock.patch.object(block, "_tools", return_value=(None, None)),
-    ):
+    """Copy blocks in place of restoring them."""
+    with mock.patch.object(block, "restore", lambda photons, *_: photons[0]):
         yield
 
 
+class _NoPsf:
+    """A PSF that costs nothing."""
+
+    def operator(self, window, settings) -> None:
+        return None
+
+    def operator_key(self, window) -> None:
+        return None
+
+
 def _recipes(folder: Path, size: Size, layout: Layout) -> tuple[Recipe, ...]:
-    """Write a volume and start a job on it."""
+    """Write a volume and start a job on it, without a PSF."""
     folder.mkdir()
     data = make.scene(*size.shape)
     make.volume(folder / "in.zarr", data, chunk=layout.chunk, shard=layout.shard)
-    return make.start_job(
+    recipes = make.start_job(
         make_config(
             {
                 "input": str(folder / "in.zarr"), "output": str(folder / "out.zarr"),
@@ -263,6 +270,7 @@ def _recipes(folder: Path, size: Size, layout: Layout) -> tuple[Recipe, ...]:
             }
         )
     )  # fmt: skip
+    return tuple(replace(recipe, psfs=dict.fromkeys(recipe.psfs, _NoPsf())) for recipe in recipes)
 
 
 def _bytes_below(folder: Path) -> int:
@@ -270,7 +278,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _decoded_if_kept(plan, workers: int) -> list[float]:
-    """Return the voxels decoded per voxel written if workers, dealt the blocks in turn, kept the chunks that they used last."""
+    """Return the voxels decoded per voxel written if workers that take blocks in turn kept the chunks that they used last."""
     _, middle, fast = (plan.grid.counts[axis] for axis in plan.axis_order)
     chunk = plan.input_chunk_shape
     window = max(len(_chunks(task.read, chunk)) for task in plan.tasks())

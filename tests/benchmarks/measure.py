@@ -1,4 +1,4 @@
-"""What every benchmark measures with: the cost of a call, the peak of memory, the machine and its rates.
+"""Measuring tools of all benchmarks: the cost of a call, the peak of memory, the machine and its rates.
 
 The peers run this file too, with an interpreter that may have nothing but numpy: it imports no more at the top.
 """
@@ -23,7 +23,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Cost:
-    """What a call costs; ordered by processor time, which a busy machine disturbs least."""
+    """Cost of a call; ordered by processor time, which a busy machine disturbs least."""
 
     cpu_seconds: float
     seconds: float
@@ -49,17 +49,17 @@ def cheapest(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, C
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has now (Linux)."""
+    """Return the resident memory of this process (Linux)."""
     return _status("VmRSS")
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` count from here (Linux)."""
+    """Begin to count anew for `peak_bytes` (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process had since `forget_peak` (Linux)."""
+    """Return the largest resident memory of this process since `forget_peak` (Linux)."""
     return _status("VmHWM")
 
 
@@ -87,14 +87,15 @@ def machine() -> dict[str, Any]:
 
 
 def rates(shape: tuple[int, int, int], edge: int, device: str = "cpu") -> dict[str, float]:
-    """Measure what bounds every method: real transforms there and back, matrix products, copies; the best of a few.
+    """Measure the bounds of every method: real transforms there and back, matrix products, copies; the best of a few.
 
     Parameters
     ----------
-    shape
-        Of the transforms.
-    edge
-        Of the matrices.
+    shape : tuple of int
+        Extent of the transforms.
+    edge : int
+        Extent of the matrices.
+    device : str
     """
     import torch
 
@@ -110,7 +111,7 @@ def rates(shape: tuple[int, int, int], edge: int, device: str = "cpu") -> dict[s
     n = volume.numel()
     seconds = {name: cost.seconds if device == "cuda" else max(cost.cpu_seconds, 1e-9) for name, cost in costs.items()}
     return {
-        # 5/2 n log2 n each way is what a real transform is counted as.
+        # A real transform counts as 5/2 n log2 n operations each way.
         "fft_gflops": 5 * n * float(torch.tensor(n).log2()) / seconds["transforms"] * 1e-9,
         "fft_pair_ns_per_voxel": seconds["transforms"] / n * 1e9,
         "product_gflops": 2 * edge**3 / seconds["product"] * 1e-9,

@@ -1,8 +1,8 @@
-"""Promised against measured memory: a fresh process does with one block what a worker does, over a grid of jobs.
+"""Promised against measured memory: a fresh process takes a block through the steps of a worker, over a grid of jobs.
 
 python tests/benchmarks/memory.py [--only WORD]
 
-A row per job: what the plan promises, what the kernel says the process had at most, and their ratio.
+A row per job: the peak that the plan promises, the peak that the kernel has counted, and their ratio.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.measure import peak_bytes  # noqa: E402
+
+if TYPE_CHECKING:
+    from bigdeconv.engine.recipe import Recipe
+
 GIB = 2**30
 VOXEL_UM = (0.3, 0.15, 0.15)
 
@@ -38,7 +46,7 @@ class Case:
     output: str = "uint16"
     model: str = "compact"
     holes: bool = False
-    """Whether some voxels are no data, so that there are weights."""
+    """Whether some voxels are not valid, so that there are voxel weights."""
 
     def __str__(self) -> str:
         core = "x".join(str(n) for n in self.core)
@@ -79,7 +87,7 @@ def measure(case: Case) -> tuple[int, int]:
         "OMP_NUM_THREADS": "1",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # as the workers have it
     }
-    # What Dask has put into the environment of a process that once started a worker; ours do without.
+    # Dask puts it into the environment of a process that starts a worker; our workers run without.
     environment.pop("MALLOC_TRIM_THRESHOLD_", None)
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--measure", json.dumps(asdict(case))]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -94,64 +102,67 @@ def work(case: Case, folder: Path) -> tuple[int, int]:
     import distributed  # noqa: F401  a worker has it in memory
     import torch
 
-    from bigdeconv.engine import block
+    from bigdeconv.engine.block import merge_block, solve_block
+    from bigdeconv.storage.arrays import read_box
 
     torch.set_num_threads(1)
     recipe = make_recipe(case, folder)
     task = max(recipe.plan.tasks(), key=lambda t: t.read.size)
-    first = block.solve_block(recipe, task)
+    first = solve_block(recipe, task)
     with ThreadPoolExecutor(2) as threads:
-        second = threads.submit(block.solve_block, recipe, task)
-        following = threads.submit(block._counts, recipe, task.timepoint, task.channel, task.read)
+        second = threads.submit(solve_block, recipe, task)
+        following = threads.submit(
+            read_box,
+            recipe.volume,
+            task.read,
+            timepoint=task.timepoint,
+            channel=task.channel,
+            view_axis=recipe.view_axis,
+        )
         # Again and again, so that it meets the peak of the restoration.
         while not (second.done() and following.done()):
-            block.merge_block(recipe, task, first, {})
+            merge_block(recipe, task, first, {})
         second.result()
-    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return recipe.plan.peak_bytes_per_worker, int(status["VmHWM"].split()[0]) * 1024
+        following.result()
+    return recipe.plan.peak_bytes_per_worker, peak_bytes()
 
 
-def make_recipe(case: Case, folder: Path, iterations: int = 2):
-    """Write the input and make the recipe of a job with two blocks."""
-    from bigdeconv import halo, job, planner, trial
+def make_recipe(case: Case, folder: Path, iterations: int = 2) -> Recipe:
+    """Write the input, store a job with two blocks, and return its recipe."""
+    from bigdeconv.calibration import block_cost, halo
+    from bigdeconv.calibration.channel import ChannelCalibration
     from bigdeconv.config import make_config
-    from bigdeconv.costs import Costs
-    from bigdeconv.deconvolution import Settings
-    from bigdeconv.engine.recipe import ChannelRecipe, Recipe
-    from bigdeconv.intensity import Camera, Validity
-    from bigdeconv.storage.output import create_output
+    from bigdeconv.engine.recipe import ChannelNumbers
+    from bigdeconv.jobs.job import Job, plan_job
+    from bigdeconv.jobs.open_run import OpenRun
+    from bigdeconv.jobs.output_metadata import output_specs
+    from bigdeconv.jobs.record import record_of
+    from bigdeconv.numerics.camera import DataMask
+    from bigdeconv.planning import planner
+    from bigdeconv.planning.cost import Costs
+    from bigdeconv.storage.collection import create_outputs
 
     _write_input(case, folder)
     # The driver's work, not the worker's: without a calibrated halo a plan takes twice the PSF's radius.
-    trial.measure = lambda *_: Costs()
-    halo.make_plan = lambda request, *_: planner.make_plan(request)
-    outline = job.inspect(
-        make_config(
-            {
-                "input": str(folder / "in.zarr"), "output": str(folder / "out.zarr"), "psf": str(folder / "psf.npy"),
-                "method": case.method, "model": case.model, "views_axis": "v",
-                "block_shape": case.core, "dtype": case.output, "memory": "1TiB", "workers": 1, "device": "cpu",
-            }
-        )
-    )  # fmt: skip
-    settings = Settings(case.method, iterations, 0.01, 5 / 255, 5.0, 50.0, VOXEL_UM, saturation=65535.0)
-    validity = Validity(0.0 if case.holes else None, 10.0, 5.0, 50.0)
-    recipe = Recipe(
-        token=uuid4().hex,
-        volume=outline.volume,
-        view_axis=outline.config.views_axis,
-        camera=Camera(),
-        plan=outline.plan,
-        channels={0: ChannelRecipe(settings, validity, outline.kernels[0], 8.0)},
-        model=outline.model,
-        output=str(folder / "out.zarr"),
-        output_axes=("z", "y", "x"),
-        output_dtype=case.output,
-        keep_bits=None,
-        scratch=str(folder / "scratch"),
-        threads=1,
-    )
-    create_output(folder / "out.zarr", _output_spec(recipe))
+    with (
+        mock.patch.object(block_cost, "measure", return_value=Costs()),
+        mock.patch.object(halo, "make_plan", lambda request, *_: planner.make_plan(request)),
+    ):
+        plan = plan_job(
+            make_config(
+                {
+                    "input": str(folder / "in.zarr"), "output": str(folder / "out.zarr"), "psf": str(folder / "psf.npy"),
+                    "method": case.method, "model": case.model, "views_axis": "v", "iterations": iterations, "sigma": 5 / 255,
+                    "block_shape": case.core, "dtype": case.output, "memory": "1TiB", "workers": 1, "device": "cpu",
+                }
+            )
+        )  # fmt: skip
+    settings = plan.facts.settings.calibrated(tau=0.01, background=5.0, intensity_scale=50.0, saturation=65535.0)
+    numbers = ChannelNumbers(settings, DataMask(0.0 if case.holes else None, 10.0, 5.0, 50.0), output_scale=8.0)
+    job = Job(plan, {0: ChannelCalibration(numbers, ())}, {})
+    run = OpenRun.create(folder / "out.zarr", job, record_of(job))
+    create_outputs(run.output, plan.facts.images, output_specs(run.record))
+    (recipe,) = run.recipes(threads=1)
     return recipe
 
 
@@ -175,18 +186,7 @@ def _write_input(case: Case, folder: Path) -> None:
             stop = min(start + chunk[1], shape[1])
             index = (v, slice(start, stop), slice(0, shape[2]), slice(0, shape[3]))
             write_region(folder / "in.zarr", "0", index, planes[: stop - start])
-    kernel = psf.gaussian(case.sigma, truncate=4.0)
-    np.save(folder / "psf.npy", np.stack([kernel] * case.views))
-
-
-def _output_spec(recipe):
-    from bigdeconv.storage.output import LevelSpec, OutputSpec
-
-    levels = tuple(
-        LevelSpec(level.shape, level.chunk_shape, level.shard_shape, (1.0,) * 3, (0.0,) * 3)
-        for level in recipe.plan.levels
-    )
-    return OutputSpec(recipe.output_axes, ("micrometer",) * 3, recipe.output_dtype, levels, "0.5", "out", (), {})
+    np.save(folder / "psf.npy", np.stack([psf.gaussian(case.sigma, truncate=4.0)] * case.views))
 
 
 def main() -> None:

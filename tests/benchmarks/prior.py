@@ -1,4 +1,4 @@
-"""The learned prior's gradient: the plain convolutions of a whole volume, the same in slabs, and by segments of rows."""
+"""Gradient of the learned prior: plain convolutions of a whole volume, the same in slabs, and by segments of rows."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv import models
-from bigdeconv.deconvolution import MU_MAX
 from bigdeconv.geometry import ceil_div
-from bigdeconv.priors.filters import Chain, reach
-from bigdeconv.priors.segments import Segments, products_per_segment
-from bigdeconv.priors.wcrr import Wcrr
+from bigdeconv.numerics.priors.filters import SequentialConvolutions, reach
+from bigdeconv.numerics.priors.overlap_save import OverlapSaveFilters, products_per_segment
+from bigdeconv.numerics.priors.wcrr import Wcrr
+from bigdeconv.numerics.restoration import MU_MAX
 from tests.benchmarks.measure import cheapest, random_volume
 
 if TYPE_CHECKING:
-    from bigdeconv.priors.weights import WcrrWeights
+    from bigdeconv.numerics.priors.weights import WcrrWeights
 
 WAYS = {
-    "plain": partial(Chain, limit_bytes=2**50),
-    "slabs of 2 MiB": partial(Chain, limit_bytes=2**21),
-    "segments": Segments,
+    "plain": partial(SequentialConvolutions, limit_bytes=2**50),
+    "slabs of 2 MiB": partial(SequentialConvolutions, limit_bytes=2**21),
+    "segments": OverlapSaveFilters,
 }
 MODELS = ("compact", "large")
 """16 channels, and 64 as in the published architecture."""
 
 
 def table(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
-    """Return one row per model and way: nanoseconds per voxel, and how much faster it is than the plain way."""
+    """Return one row per model and way: nanoseconds per voxel, and the speed relative to the plain way."""
     x = random_volume(shape)
     rows = []
     for name in MODELS:
@@ -48,7 +48,7 @@ def table(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
 
 
 def product_flop(model: WcrrWeights, shape: tuple[int, int, int]) -> float:
-    """Return the operations per voxel of the matrix products of `Segments`, there and back, those of the transforms included."""
+    """Return the operations per voxel of the matrix products of `OverlapSaveFilters`, transforms and adjoint included."""
     taps_z, taps_y, taps_x = (r + 1 for r in reach(model.layers))
     n_points, stride = products_per_segment(taps_x - 1)
     segments = ceil_div(shape[2] - taps_x + 1, stride)

@@ -1,4 +1,4 @@
-"""Driver and scheduler over many blocks, with the solver replaced by a copy of a tiny array; everything else is the real thing.
+"""Driver and scheduler over many blocks: a stored run whose solver is replaced by a copy of a tiny array.
 
 python tests/benchmarks/scale.py [--blocks 100000] [--workers 2]
 
@@ -18,28 +18,43 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
-from bigdeconv.engine import cluster, schedule
-from bigdeconv.engine.block import Solved
-from bigdeconv.planner import Request, make_plan
-from bigdeconv.storage.ledger import Ledger
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bigdeconv import pipeline  # noqa: E402
+from bigdeconv.calibration.channel import ChannelCalibration  # noqa: E402
+from bigdeconv.engine import schedule  # noqa: E402
+from bigdeconv.engine.block import Solved  # noqa: E402
+from bigdeconv.engine.clusters.connection import connect  # noqa: E402
+from bigdeconv.engine.recipe import ChannelNumbers  # noqa: E402
+from bigdeconv.jobs.job import Job  # noqa: E402
+from bigdeconv.jobs.open_run import OpenRun  # noqa: E402
+from bigdeconv.jobs.record import record_of  # noqa: E402
+from bigdeconv.numerics.camera import DataMask  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+    from bigdeconv.engine.clusters.connection import Connection
+
 WARM_BLOCKS = 1000
+"""Blocks after which measuring begins."""
+LAST_BLOCKS = 10
+"""Blocks that are left to the resume."""
 TINY = np.zeros((4, 4, 4), np.float32)
+SOLVED = {"read_seconds": 0.123, "solve_seconds": 12.345, "voxels": 64**3}
+MERGED = {"max": 1234.5678, "write_seconds": 0.123}
+"""Statistics of every block."""
 
 
 @dataclass(slots=True)
-class Measured:
-    """What a run over many blocks cost."""
+class Measurement:
+    """Cost of a run over many blocks."""
 
     blocks: int = 0
     driver_growth_mb: float = 0.0
@@ -51,56 +66,72 @@ class Measured:
     journal_bytes: float = 0.0
     """Per block."""
     resume_cpu_s: float = 0.0
-    """Of the driver, until the first block of a resumed run is computed."""
+    """Of the driver, from opening the run until its first block is computed."""
     seconds: float = 0.0
-    """Of the run, all but the resume."""
+    """Of the run without the resume."""
 
 
 def solve(token, task):
     """Stand in for solving a block."""
-    return Solved(TINY.copy(), {"read_seconds": 0.123, "solve_seconds": 12.345, "voxels": task.core.size})
+    return Solved(TINY.copy(), SOLVED)
 
 
-def merge(token, task, solved, rims):
+def merge(token, task, solved, overlaps):
     """Stand in for merging and writing a block."""
-    return {"block": task.index, **solved.stats, "max": 1234.5678, "write_seconds": 0.123}
+    return {"block": task.index, **solved.stats, **MERGED}
 
 
 class Stopped(Exception):
-    """Ends a run at its first block."""
+    """Ends a run at a block."""
 
 
-def run(blocks: int, workers: int) -> Measured:
-    """Do all blocks but a few, then resume and do those."""
-    result = Measured(blocks)
+def run(blocks: int, workers: int) -> Measurement:
+    """Do all blocks but a few, then resume and do one of those."""
+    result = Measurement(blocks)
     with tempfile.TemporaryDirectory() as folder, _cluster(Path(folder), workers) as (address, scheduler):
-        plan = make_plan(_request(blocks))
-        ledger = Ledger.create(Path(folder) / "output.zarr", {}, {})
-        recipe = SimpleNamespace(token="scale", plan=plan, scratch=str(ledger.path / "scratch"))
-        with cluster.connect(address, cluster.LocalWorkers(1, 1)) as connection:
-            _run_nearly_all(connection, recipe, ledger, scheduler, result)
-            result.journal_bytes = (ledger.path / "journal.jsonl").stat().st_size / sum(1 for _ in ledger.records())
-            recipe.token = "resumed"
-            result.resume_cpu_s = _resume(connection, recipe, ledger)
+        stored = stored_run(Path(folder) / "output.zarr", blocks)
+        with connect(address, stored.record.facts.resources) as connection:
+            _run_nearly_all(connection, stored, scheduler, result)
+            journal = stored.ledger.path / "journal.jsonl"
+            result.journal_bytes = journal.stat().st_size / stored.journal.blocks_finished
+            result.resume_cpu_s = _resume(connection, stored.output)
     return result
 
 
-def _run_nearly_all(connection, recipe, ledger, scheduler, result) -> None:
-    """Run until ten blocks are left; compare memory and CPU time with those at the first thousand."""
+def stored_run(output: Path, blocks: int) -> OpenRun:
+    """Store a run of about as many blocks, in ten layers; no volume exists."""
+    edge = 64 * round((blocks / 10) ** 0.5)
+    plan = pipeline.plan(
+        input="unread.zarr",
+        output=str(output),
+        tczyx_shape=(1, 1, 640, edge, edge),
+        method="rl",
+        block_shape=(64, 64, 64),
+        memory="1TiB",
+        workers=1,
+        device="cpu",
+    )
+    settings = plan.facts.settings.calibrated(tau=0.0, background=5.0, intensity_scale=50.0)
+    job = Job(plan, {0: ChannelCalibration(ChannelNumbers(settings, DataMask(), 1.0), ())}, {})
+    return OpenRun.create(output, job, record_of(job))
+
+
+def _run_nearly_all(connection: Connection, run: OpenRun, scheduler: psutil.Process, result: Measurement) -> None:
+    """Run until a few blocks are left; compare memory and CPU time with those after the first blocks."""
     processes = {"driver": psutil.Process(), "scheduler": scheduler}
     before: dict[str, tuple[float, float]] = {}
-    counted = recipe.plan.n_blocks - 10 - WARM_BLOCKS
+    counted = run.record.facts.n_blocks - LAST_BLOCKS - WARM_BLOCKS
 
     def on_finished(record, progress):
-        ledger.append(record)
+        run.append(record)
         if progress.blocks_finished == WARM_BLOCKS:
             before.update({name: _cost(p) for name, p in processes.items()})
         if progress.blocks_finished == WARM_BLOCKS + counted:
             raise Stopped
 
     started = time.monotonic()
-    with ledger.writing(), suppress(Stopped):
-        schedule.run_blocks(connection, (recipe,), None, (), on_finished)
+    with run.writing(), suppress(Stopped):
+        schedule.run_blocks(connection, run.recipes(threads=1), run.outside(), run.journal, on_finished)
     result.seconds = round(time.monotonic() - started)
     for name, process in processes.items():
         cpu, rss = (b - a for a, b in zip(before[name], _cost(process), strict=True))
@@ -108,26 +139,16 @@ def _run_nearly_all(connection, recipe, ledger, scheduler, result) -> None:
         setattr(result, f"{name}_cpu_ms", round(1e3 * cpu / counted, 2))
 
 
-def _resume(connection, recipe, ledger) -> float:
+def _resume(connection: Connection, output: Path) -> float:
     started = time.process_time()
 
     def on_finished(record, progress):
         raise Stopped
 
-    ledger = Ledger.open(str(ledger.path).removesuffix(".bigdeconv"))
-    with ledger.writing():
-        for _ in ledger.records():  # the tally of a resumed run
-            pass
-        with suppress(Stopped):
-            finished = (r for r in ledger.records() if "block" in r)
-            schedule.run_blocks(connection, (recipe,), None, finished, on_finished)
+    run = OpenRun.open(output)
+    with run.writing(), suppress(Stopped):
+        schedule.run_blocks(connection, run.recipes(threads=1), run.outside(), run.journal, on_finished)
     return round(time.process_time() - started, 2)
-
-
-def _request(blocks: int) -> Request:
-    """Return a request for about as many blocks, in ten layers."""
-    edge = round((blocks / 10) ** 0.5)
-    return Request((640, 64 * edge, 64 * edge), (9, 9, 9), (1.0, 1.0, 1.0), block_shape=(64,) * 3)
 
 
 def _cost(process: psutil.Process) -> tuple[float, float]:
@@ -141,25 +162,17 @@ def _cluster(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]), "OMP_NUM_THREADS": "1"}
     quiet = {"env": environment, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     file = folder / "scheduler.json"
-    scheduler = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    worker = [
-        sys.executable,
-        "-m",
-        "dask",
-        "worker",
-        "--host",
-        "127.0.0.1",
-        "--nthreads",
-        "2",
-        "--no-dashboard",
-        "--no-nanny",
-    ]
-    processes = [subprocess.Popen([*scheduler, "--scheduler-file", str(file)], **quiet)]
+    scheduler = ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    worker = ["worker", "--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard", "--no-nanny"]
+    worker += ["--memory-limit", "0", "--scheduler-file", str(file)]
+    dask = [sys.executable, "-m", "dask"]
+    processes = [subprocess.Popen([*dask, *scheduler], **quiet)]
     try:
         while not file.exists():
+            if processes[0].poll() is not None:
+                raise RuntimeError("the scheduler did not start")
             time.sleep(0.1)
-        memory = ["--memory-limit", "0", "--scheduler-file", str(file)]
-        processes += [subprocess.Popen([*worker, *memory], **quiet) for _ in range(workers)]
+        processes += [subprocess.Popen([*dask, *worker], **quiet) for _ in range(workers)]
         yield json.loads(file.read_text())["address"], psutil.Process(processes[0].pid)
     finally:
         for process in processes:
@@ -186,5 +199,4 @@ def _as_importable(name: str):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

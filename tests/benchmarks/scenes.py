@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bigdeconv import intensity, psf, simulation
+from bigdeconv import PSF, psf, simulation
+from bigdeconv.numerics.estimation import estimate_scale
 
 VOXEL_ZYX_UM = (0.15, 0.08, 0.08)
 BACKGROUND = 3.0
@@ -16,11 +17,11 @@ BACKGROUND = 3.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A known object, its image, and what a reconstruction may know."""
+    """A known object, its image, and the numbers that a reconstruction may use."""
 
     truth: np.ndarray
     """``z y x``, maximum 1."""
-    kernel: np.ndarray
+    psf: PSF
     photons: np.ndarray
     """The image, ``z y x``, float32."""
     scale: float
@@ -35,7 +36,7 @@ def tubes(shape: tuple[int, int, int], seed: int, **options: object) -> np.ndarr
 
 
 def balls(shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """Return solid balls of several sizes and brightnesses with soft rims."""
+    """Return solid balls of several sizes and brightnesses with soft overlaps."""
     rng = np.random.default_rng(seed)
     truth = np.zeros(shape, np.float32)
     places = np.indices(shape).transpose(1, 2, 3, 0) * np.array(VOXEL_ZYX_UM)
@@ -56,9 +57,9 @@ def target(shape: tuple[int, int, int], seed: int) -> np.ndarray:
 PHANTOMS = {"tubes": tubes, "balls": balls, "target": target}
 
 
-def image(truth: np.ndarray, photons: float, seed: int, kernel: np.ndarray | None = None) -> Scene:
-    """Return what a microscope makes of an object: blurred (by a narrow PSF if none is given), on a background, with noise."""
-    kernel = psf.gaussian((1.2, 1.3, 1.3)) if kernel is None else kernel
-    counts = simulation.acquire(truth, kernel, photons=photons, background=BACKGROUND, seed=seed).astype(np.float32)
-    scale = intensity.estimate_scale([counts], [np.ones(truth.shape, bool)], BACKGROUND)
-    return Scene(truth, kernel, counts, scale)
+def image(truth: np.ndarray, photons: float, seed: int, psf_zyx: np.ndarray | None = None) -> Scene:
+    """Return the noisy image of an object, blurred (by a narrow PSF if none is given) and on a background."""
+    psf_zyx = psf.gaussian((1.2, 1.3, 1.3)) if psf_zyx is None else psf_zyx
+    counts = simulation.acquire(truth, psf_zyx, photons=photons, background=BACKGROUND, seed=seed).astype(np.float32)
+    scale = estimate_scale([(counts, np.ones(truth.shape, bool))], BACKGROUND)
+    return Scene(truth, PSF(psf_zyx[None], VOXEL_ZYX_UM), counts, scale)

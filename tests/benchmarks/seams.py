@@ -1,7 +1,7 @@
 """Tiled against untiled: the calibrated halo, the predicted and the measured error at seams, for 27 problems.
 
 Eight blocks on microtubules at the default tolerance, through the functions that a worker runs, without Dask; the measure is
-that of `bigdeconv.quality.seam_error`, on float32.  Below it, what the gradient shows on the seam planes of a texture.
+that of `bigdeconv.numerics.metrics.seam_error`, on float32.  Below it, the gradient on the seam planes of a texture.
 
 python tests/benchmarks/seams.py
 """
@@ -13,23 +13,31 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
 import torch
 from scipy import ndimage
 
-from bigdeconv import document, psf, quality, seams, simulation
-from bigdeconv import job as jobs
-from bigdeconv.config import make_config
-from bigdeconv.deconvolution import make_blur, make_prior, restore
+from bigdeconv import make_config, psf, simulation
 from bigdeconv.engine.block import merge_block, solve_block
-from bigdeconv.geometry import Box
-from bigdeconv.phantoms import write_volume
+from bigdeconv.geometry import Box, triple
+from bigdeconv.jobs.job import calibrate_job, plan_job
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.jobs.record import record_of
+from bigdeconv.numerics import metrics
+from bigdeconv.numerics.blending import DIRECTIONS
+from bigdeconv.numerics.restoration import make_prior, restore
+from bigdeconv.planning.seam_error import strip_width
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import read_box
-from bigdeconv.storage.ledger import Ledger
-from bigdeconv.storage.output import create_output
+from bigdeconv.storage.collection import create_outputs
+
+if TYPE_CHECKING:
+    from bigdeconv.jobs.job import Job
+    from bigdeconv.planning.blocks import Plan
 
 VOXEL_UM = (0.1, 0.1, 0.1)
 PHOTONS, BACKGROUND = 60.0, 4.0
@@ -42,20 +50,19 @@ class Comparison:
 
     tiled: np.ndarray
     untiled: np.ndarray
-    jobs_plan: object
+    plan: Plan
     calibration_seconds: float
 
     @property
     def faces(self):
         """The first voxels above the inner faces, per axis."""
-        plan = self.jobs_plan
-        return [range(c, n, c) for c, n in zip(plan.core_shape, plan.zyx_shape, strict=True)]
+        return [range(c, n, c) for c, n in zip(self.plan.core_shape, self.plan.zyx_shape, strict=True)]
 
     @property
     def measured(self) -> tuple[float, float, float]:
         """Error at the seams of each axis."""
-        width = seams.strip_width(max(self.jobs_plan.blend))
-        return quality.seam_error(self.tiled, self.untiled, self.faces, width)
+        width = strip_width(max(self.plan.blend))
+        return metrics.seam_error(self.tiled, self.untiled, self.faces, width)
 
     @property
     def gradient_change(self) -> float:
@@ -69,7 +76,7 @@ class Comparison:
 
 
 def psfs() -> dict[str, tuple[np.ndarray, tuple[int, int, int]]]:
-    """Three PSFs, each with the block that suits it."""
+    """Return three PSFs ``z y x``, each with a block shape that suits it."""
     light_sheet = 0.9 * _padded(psf.gaussian((3.0, 1.2, 1.2), truncate=5.0), (49, 21, 21))
     light_sheet += 0.1 * _padded(psf.gaussian((6.0, 2.4, 2.4)), (49, 21, 21))
     bead = psf.gaussian((1.3, 1.5, 1.0), truncate=7.0)
@@ -84,60 +91,58 @@ def psfs() -> dict[str, tuple[np.ndarray, tuple[int, int, int]]]:
     }
 
 
-def tubes(kernel: np.ndarray, shape: tuple[int, ...], seed: int = 3) -> np.ndarray:
+def tubes(psf_zyx: np.ndarray, shape: tuple[int, ...], seed: int = 3) -> np.ndarray:
     """Return the counts of microtubules."""
     extent_um = [n * v for n, v in zip(shape, VOXEL_UM, strict=True)]
     specimen = simulation.tubes(seed, extent_um, count=(25, 25), sigma_um=0.1)
     truth = simulation.sample(specimen, shape, VOXEL_UM)
-    return simulation.acquire(truth, kernel, photons=PHOTONS, background=BACKGROUND, seed=seed)
+    return simulation.acquire(truth, psf_zyx, photons=PHOTONS, background=BACKGROUND, seed=seed)
 
 
-def texture(kernel: np.ndarray, shape: tuple[int, ...], seed: int = 5) -> np.ndarray:
+def texture(psf_zyx: np.ndarray, shape: tuple[int, ...], seed: int = 5) -> np.ndarray:
     """Return the counts of a texture that fills the volume."""
     rng = np.random.default_rng(seed)
     truth = ndimage.gaussian_filter(rng.exponential(size=shape), 1.0)
-    return simulation.acquire(truth, kernel, photons=PHOTONS, background=BACKGROUND, seed=seed)
+    return simulation.acquire(truth, psf_zyx, photons=PHOTONS, background=BACKGROUND, seed=seed)
 
 
-def compare(folder: Path, kernel: np.ndarray, counts: np.ndarray, **settings) -> Comparison:
+def compare(folder: Path, psf_zyx: np.ndarray, counts: np.ndarray, **settings) -> Comparison:
     """Solve in blocks, as a worker does, and in one piece with the same numbers."""
     folder.mkdir()
-    tifffile.imwrite(folder / "psf.tif", kernel)
-    write_volume(folder / "input.zarr", counts, voxel_zyx_um=VOXEL_UM, name="seams")
+    tifffile.imwrite(folder / "psf.tif", psf_zyx)
+    simulation.write_volume(folder / "input.zarr", counts, voxel_zyx_um=VOXEL_UM, name="seams")
     paths = {"input": str(folder / "input.zarr"), "output": str(folder / "output.zarr"), "psf": str(folder / "psf.tif")}
     started = time.process_time()
-    outline = jobs.inspect(make_config({"dtype": "float32", "device": "cpu", "memory": "16GiB", **paths, **settings}))
+    job_plan = plan_job(make_config({"dtype": "float32", "device": "cpu", "memory": "16GiB", **paths, **settings}))
     calibration_seconds = time.process_time() - started
-    job = jobs.prepare(outline)
-    stored = document.from_job(job)
-    ledger = Ledger.create(paths["output"], document.dump(stored), document.arrays_of(job), outline.model)
-    create_output(Path(paths["output"]), document.output_specs(stored)[0])
-    (recipe,) = document.make_recipes(stored, ledger, Path(paths["output"]), threads=1)
-    plan = outline.plan
+    job = calibrate_job(job_plan)
+    run = OpenRun.create(Path(paths["output"]), job, record_of(job))
+    create_outputs(run.output, job_plan.facts.images, output_specs(run.record))
+    (recipe,) = run.recipes(threads=1)
+    plan = recipe.plan
     solved = [(task, solve_block(recipe, task)) for task in plan.tasks()]
     for task, block in solved:
-        lower = {d: plan.neighbour(task, tuple(-i for i in d)) for d in np.ndindex(2, 2, 2) if any(d)}
-        rims = {
+        lower = {d: plan.neighbour(task, tuple(-i for i in d)) for d in DIRECTIONS}
+        overlaps = {
             d: n for d, n in lower.items() if n is not None and all(b for b, i in zip(plan.blend, d, strict=True) if i)
         }
-        merge_block(recipe, task, block, rims)
-    tiled = read_box(omezarr.describe(paths["output"]), Box.of_shape(plan.zyx_shape))
-    untiled = _untiled(counts, outline, job)
-    return Comparison(tiled, untiled, plan, calibration_seconds)
+        merge_block(recipe, task, block, overlaps)
+    tiled = read_box(omezarr.describe(run.output), Box.of_shape(plan.zyx_shape))
+    return Comparison(tiled, _untiled(counts, job), plan, calibration_seconds)
 
 
-def _untiled(counts: np.ndarray, outline: jobs.Outline, job: jobs.Job) -> np.ndarray:
-    settings = job.settings[0]
-    blur = make_blur(outline.kernels[0], counts.shape, settings)
-    return restore(counts[None].astype(np.float32), None, blur, make_prior(settings, outline.model), settings)
+def _untiled(counts: np.ndarray, job: Job) -> np.ndarray:
+    settings = job.calibrations[0].numbers.settings
+    operator = job.plan.psfs[0].operator(Box.of_shape(triple(counts.shape)), settings)
+    return restore(counts[None].astype(np.float32), None, operator, make_prior(settings, job.plan.model), settings)
 
 
-def _padded(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.pad(kernel, [((n - k) // 2,) * 2 for n, k in zip(shape, kernel.shape, strict=True)])
+def _padded(psf_zyx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(psf_zyx, [((n - k) // 2,) * 2 for n, k in zip(shape, psf_zyx.shape, strict=True)])
 
 
 def _row(name: str, method: str, iterations: int, found: Comparison) -> tuple[float, float]:
-    plan, predicted, measured = found.jobs_plan, max(found.jobs_plan.seam_errors), max(found.measured)
+    plan, predicted, measured = found.plan, max(found.plan.seam_errors), max(found.measured)
     halo = ",".join(map(str, plan.halo))
     by_axis = ", ".join(f"{p:.1e} {m:.1e}" for p, m in zip(plan.seam_errors, found.measured, strict=True))
     print(
@@ -159,20 +164,20 @@ def main() -> int:
             "| PSF | method | iterations | halo | predicted | measured | ratio | by axis, both | CPU-s to calibrate |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
-        for psf_name, (kernel, block) in psfs().items():
-            counts = tubes(kernel, tuple(2 * n for n in block))
+        for psf_name, (psf_zyx, block) in psfs().items():
+            counts = tubes(psf_zyx, tuple(2 * n for n in block))
             for method in ("rl", "rltv", "garl"):
                 for iterations in (10, 20, 50):
                     where = folder / f"{psf_name}-{method}-{iterations}"
-                    found = compare(where, kernel, counts, method=method, iterations=iterations, block_shape=block)
+                    found = compare(where, psf_zyx, counts, method=method, iterations=iterations, block_shape=block)
                     pairs.append(_row(psf_name, method, iterations, found))
         print("\n| PSF | blend | change of the mean gradient magnitude on seam planes |\n|---|---|---|")
-        for psf_name, (kernel, block) in psfs().items():
-            counts = texture(kernel, tuple(2 * n for n in block))
+        for psf_name, (psf_zyx, block) in psfs().items():
+            counts = texture(psf_zyx, tuple(2 * n for n in block))
             for blend in (4, 0):
                 where = folder / f"{psf_name}-texture-{blend}"
                 found = compare(
-                    where, kernel, counts, method="rl", iterations=20, block_shape=block, blend=(blend,) * 3
+                    where, psf_zyx, counts, method="rl", iterations=20, block_shape=block, blend=(blend,) * 3
                 )
                 gradients.append(found.gradient_change)
                 print(f"| {psf_name} | {blend} | {100 * gradients[-1]:.3f} % |", flush=True)

@@ -1,6 +1,6 @@
-"""What the workers' time of a real run goes into.
+"""Shares of the workers' time in a real run.
 
-A worker reads and writes while it computes: what it waits is the time in which it computes nothing.
+A worker reads and writes while it computes: waiting is the time in which it computes nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import bigdeconv
-from bigdeconv.pipeline import Events
-from bigdeconv.storage.ledger import Ledger
+from bigdeconv.jobs.open_run import OpenRun
 from tests import make
 
 if TYPE_CHECKING:
@@ -43,13 +42,13 @@ def measure(
         **({"iterations": iterations} if iterations else {}),
     }
     times: list[float] = []
-    events = Events(
+    events = bigdeconv.Events(
         phase=lambda phase: times.append(time.perf_counter()) if phase == "blocks" else None,
         progressed=lambda _: times.append(time.perf_counter()),
     )
-    summary = bigdeconv.run(bigdeconv.make_config(settings), events=events)
+    summary = bigdeconv.run(**settings, events=events)
     assert summary.complete, summary.errors
     whole = workers * (times[-1] - times[0])
-    blocks = [record for record in Ledger.open(settings["output"]).records() if "block" in record]
-    shares = {part: sum(record.get(f"{part}_seconds", 0.0) for record in blocks) / whole for part in PARTS}
-    return {**shares, "wait": 1 - shares["solve"], "blocks": len(blocks), "seconds": times[-1] - times[0]}
+    journal = OpenRun.open(settings["output"]).journal
+    found = {part: journal.seconds[f"{part}_seconds"] / whole for part in PARTS}
+    return {**found, "wait": 1 - found["solve"], "blocks": journal.blocks_finished, "seconds": times[-1] - times[0]}

@@ -1,4 +1,4 @@
-"""The parts of the benchmark, one after the other, and what they found as tables."""
+"""The parts of the benchmark, one after the other, and their results as tables."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large everything is; the defaults take ten minutes of one core."""
+    """Sizes of all parts; the defaults take ten minutes of one core."""
 
     shape: Triple = (128, 224, 224)
-    """Data of the contest.  With FFTs below 32 MiB malloc keeps what is freed, and the peak is no measure of what is needed."""
+    """Data of the contest.  With FFTs below 32 MiB malloc keeps freed memory, and the peak is no measure of the need."""
     psf: int = 33
     names: Sequence[str] = (*contestants.OURS, *contestants.PEERS)
     iterations: tuple[int, int] = (1, 5)
@@ -69,12 +69,12 @@ def run(
 ) -> dict[str, Any]:
     """Measure everything; the contestants' estimates stay in a folder."""
     torch.set_num_threads(threads)
-    kernel = psf.gaussian((size.psf / 8,) * 3, truncate=(size.psf // 2) / (size.psf / 8))
-    fft_shape = tuple(fast_length(n + k - 1) for n, k in zip(size.shape, kernel.shape, strict=True))
+    psf_zyx = psf.gaussian((size.psf / 8,) * 3, truncate=(size.psf // 2) / (size.psf / 8))
+    fft_shape = tuple(fast_length(n + k - 1) for n, k in zip(size.shape, psf_zyx.shape, strict=True))
     contest = contestants.run(
         size.names,
         random_volume(size.shape).numpy(),
-        kernel,
+        psf_zyx,
         output,
         iterations=size.iterations,
         rounds=size.rounds,
@@ -86,7 +86,7 @@ def run(
             "machine": machine() | {"threads": threads},
             "rates": rates(fft_shape, size.matrix_edge),
             "data_shape": size.shape,
-            "psf_shape": kernel.shape,
+            "psf_shape": psf_zyx.shape,
             "fft_shape": fft_shape,
             "contest": contest,
             "prior": prior.table(size.prior_shape, size.rounds),
@@ -177,13 +177,13 @@ def _convergence(results: dict[str, Any]) -> str:
                 f"{strength:g}",
                 f"{max(row['rise_without_momentum'] for row in group):.0e}",
                 f"{max(row['rise'] for row in group):.0e} ({max(row['longest_rise'] for row in group)})",
-                f"> {convergence.MOST}" if None in level else str(max(level)),
+                f"> {convergence.MAX_ITERATIONS}" if None in level else str(max(level)),
                 f"{max(row['float32_apart'] for row in group):.0e}",
                 _span(row["rsnr_db"] - row["rsnr_reference_db"] for row in group),
                 _span(row["rsnr_db"] - row["rsnr_own_mu_db"] for row in group),
             )
         )
-    head = ("Prior", "τ over likely", "rise, no momentum", "rise (iterations)", "level with reference at")
+    head = ("Prior", "τ over initial", "rise, no momentum", "rise (iterations)", "level with reference at")
     return table((*head, "float32 to float64", "RSNR gain, dB", "to its own μ, dB"), rows)
 
 

@@ -1,4 +1,4 @@
-"""What the convergent update promises: without momentum the objective never rises, and rounding cannot move it."""
+"""Laws of the convergent update: without momentum the objective never rises, and rounding does not change the result."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigdeconv
-from bigdeconv import models, psf, quality, simulation
-from bigdeconv.memory import prior_voxels
-from bigdeconv.physics.convolution import Blur
-from bigdeconv.priors.tv import TotalVariation
-from bigdeconv.priors.wcrr import Wcrr
-from bigdeconv.solvers.richardson_lucy import Problem, init, objective, prior_steps, prior_window, solve, step
+from bigdeconv import models, psf, simulation
+from bigdeconv.numerics import metrics
+from bigdeconv.numerics.convolution import Blur
+from bigdeconv.numerics.priors.tv import TotalVariation
+from bigdeconv.numerics.priors.wcrr import Wcrr
+from bigdeconv.numerics.richardson_lucy import Problem, init, inner_iterations, objective, prior_window, solve, step
+from bigdeconv.planning.memory import prior_voxels
 from tests.benchmarks import convergence
+
+pytestmark = pytest.mark.slow
 
 SHAPE = (18, 30, 31)
 VOXEL_UM = (0.15, 0.08, 0.08)
 STRENGTHS = {"garl": (0.003, 0.03, 0.3), "rltv": (3e-4, 3e-3, 3e-2)}
-"""From a tenth of what suits this photon level to ten times as much."""
+"""A tenth of a suitable strength for this photon level, that strength, and ten times as much."""
 
 
 def scene(seed):
@@ -88,12 +91,12 @@ def test_without_momentum_the_objective_never_rises(method, tau, weighted):
         if weighted
         else without_momentum(method, tau)
     )
-    # The bound is exact; what is left is the rounding of a sum of 2e4 terms.
+    # The bound is exact up to the rounding of a sum of 2e4 terms.
     assert np.diff(values).max() < 1e-9 * abs(values[0])
 
 
 @pytest.mark.parametrize(("method", "tau"), CASES)
-def test_momentum_is_worth_it(method, tau):
+def test_momentum_lowers_the_objective_faster(method, tau):
     fast, slow = objectives(problem(method, tau), 30), without_momentum(method, tau)
     assert fast[-1] < slow[-1]
     assert np.diff(fast).max() < 1e-4 * (fast[0] - fast[-1])
@@ -101,13 +104,13 @@ def test_momentum_is_worth_it(method, tau):
 
 def many_views(method, tau, n_views, *, momentum):
     truth, kernel, _ = scene(1)
-    kernels = np.stack([np.roll(kernel, v % 3 - 1, axis=2) for v in range(n_views)])
-    data = simulation.acquire(truth, kernels, photons=20, background=1.0, seed=1).astype(np.float64)
+    psf_views = np.stack([np.roll(kernel, v % 3 - 1, axis=2) for v in range(n_views)])
+    data = simulation.acquire(truth, psf_views, photons=20, background=1.0, seed=1).astype(np.float64)
     return Problem(
         data=torch.tensor(data / 20, dtype=torch.float64),
         weights=None,
         background=0.05,
-        blur=Blur(torch.tensor(kernels, dtype=torch.float64), SHAPE),
+        blur=Blur(torch.tensor(psf_views, dtype=torch.float64), SHAPE),
         prior=prior_of(method),
         tau=tau,
         momentum=momentum,
@@ -121,7 +124,7 @@ def test_the_objective_of_many_views_never_rises(method, tau):
 
 
 @pytest.mark.parametrize("method", ["garl", "rltv"])
-def test_both_updates_go_to_the_same_place(method):
+def test_both_updates_converge_to_the_same_objective(method):
     """Where the prior is weak the reference converges too, and the two meet."""
     tau = STRENGTHS[method][0]
     ours, theirs = (objective_after(problem(method, tau, update=u), 100) for u in ("convergent", "reference"))
@@ -130,21 +133,21 @@ def test_both_updates_go_to_the_same_place(method):
 
 
 @pytest.mark.parametrize(("method", "tau"), CASES)
-def test_rounding_does_not_move_it(method, tau):
+def test_rounding_does_not_change_the_result(method, tau):
     single = solve(problem(method, tau, dtype=torch.float32), 50).double()
     double = solve(problem(method, tau), 50)
     assert torch.linalg.vector_norm(single - double) < 1e-4 * torch.linalg.vector_norm(double)
 
 
 @pytest.mark.parametrize("method", ["garl", "rltv"])
-def test_the_parabola_lies_above_the_prior(method):
+def test_the_quadratic_majorises_the_prior(method):
     """R(y) ≤ R(x) + <∇R(x), y − x> + ½ Σ c (y − x)² for any y."""
     prior, generator = prior_of(method), torch.Generator().manual_seed(2)
     for size in (1e-3, 1e-2, 0.1, 1.0):
         x = torch.rand(SHAPE, dtype=torch.float64, generator=generator)
         d = size * torch.randn(SHAPE, dtype=torch.float64, generator=generator)
         above = prior.value(x)
-        for planes, gradient, curvature in prior.parabolas(x):
+        for planes, gradient, curvature in prior.quadratic_majorisers(x):
             above += float((gradient * d[planes]).sum()) + 0.5 * float((curvature * d[planes] * d[planes]).sum())
         assert prior.value(x + d) <= above * (1 + 1e-12)
 
@@ -160,12 +163,12 @@ def test_a_row_of_the_table_of_convergence(prior, strength):
     assert row.level_with_reference is not None
     assert row.level_with_reference <= 55
     assert row.float32_apart < 1e-4
-    # Two hundredths of a decibel are what one iteration more or less is worth.
+    # One iteration more or less changes the result by two hundredths of a decibel.
     assert row.rsnr_db > max(row.rsnr_reference_db, row.rsnr_own_mu_db) - 0.02
 
 
 def test_a_strong_prior_does_no_harm():
-    """Where the prior weighs several times as much as the data, the reference is worse by a decibel or more on average."""
+    """With a prior several times as strong as the data, the reference update is worse by a decibel or more on average."""
     gains = []
     for seed in (1, 2, 3):
         truth, kernel, data = scene(seed)
@@ -177,17 +180,17 @@ def test_a_strong_prior_does_no_harm():
             "voxel_zyx_um": VOXEL_UM,
         }
         ours, theirs = (
-            quality.rsnr(bigdeconv.deconvolve(data, kernel, tau=10.0, update=u, **given_settings), truth)
+            metrics.rsnr(bigdeconv.deconvolve(data, kernel, tau=10.0, update=u, **given_settings), truth)
             for u in ("convergent", "reference")
         )
         gains.append(ours - theirs)
     assert np.mean(gains) > 1
 
 
-def test_many_views_take_more_steps_in_the_prior():
+def test_many_views_take_more_inner_iterations():
     learned, tv = prior_of("garl"), prior_of("rltv")
-    assert [prior_steps(learned, n) for n in (1, 7, 8, 12, 16, 32)] == [1, 1, 2, 3, 4, 4]
-    assert [prior_steps(tv, n) for n in (1, 32)] == [4, 4]
+    assert [inner_iterations(learned, n) for n in (1, 7, 8, 12, 16, 32)] == [1, 1, 2, 3, 4, 4]
+    assert [inner_iterations(tv, n) for n in (1, 32)] == [4, 4]
 
 
 @given(st.tuples(*[st.integers(1, 20)] * 3), st.tuples(*[st.integers(1, 17)] * 3))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigdeconv.physics.convolution import Blur
+from bigdeconv.numerics.convolution import Blur
 from tests import oracle
 
 EPS = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -78,14 +78,14 @@ def test_adjoint_of_any_shape(axes, views, seed):
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize(("data_shape", "psf_shape"), SHAPES)
 def test_slabs_change_nothing(data_shape, psf_shape, views, slab_bytes):
-    """There and back with a function of the plane and the view in between is the same in slabs and at once."""
-    kernels = torch.tensor(oracle.random_psf(5, psf_shape, views=views))
-    operator, whole = Blur(kernels, data_shape, slab_bytes=slab_bytes), Blur(kernels, data_shape, slab_bytes=2**40)
+    """Forward and adjoint with a function of the plane and the view in between are the same in slabs and at once."""
+    psfs = torch.tensor(oracle.random_psf(5, psf_shape, views=views))
+    operator, whole = Blur(psfs, data_shape, slab_bytes=slab_bytes), Blur(psfs, data_shape, slab_bytes=2**40)
     x = torch.tensor(np.random.default_rng(5).uniform(size=operator.estimate_shape))
     factors = torch.tensor(np.random.default_rng(6).uniform(size=(views, *data_shape)))
     expected = whole.adjoint(factors * whole.forward(x).square()).numpy()
     for blur in (operator, whole):
-        result = blur.there_and_back(x, lambda v, z, planes: planes.square_().mul_(factors[v, z]))
+        result = blur.forward_then_adjoint(x, lambda v, z, planes: planes.square_().mul_(factors[v, z]))
         assert oracle.relative(result, expected) < EPS[torch.float64]
         assert oracle.relative(blur.forward(x), whole.forward(x).numpy()) < EPS[torch.float64]
 

@@ -1,6 +1,7 @@
-"""Laws of the priors: gradients of their values, and the bounds that make the learned one 1-weakly convex."""
+"""Laws of the priors: gradients of their values, and the bounds with which the learned one is 1-weakly convex."""
 
 import importlib.util
+import sys
 from functools import partial
 from unittest.mock import Mock
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from bigdeconv.deconvolution import cpu_threads
-from bigdeconv.priors import segments
-from bigdeconv.priors.filters import Chain, Potential
-from bigdeconv.priors.segments import Segments
-from bigdeconv.priors.tv import TotalVariation
-from bigdeconv.priors.wcrr import Wcrr, fourier_lambda_max
-from bigdeconv.priors.weights import WcrrWeights
+from bigdeconv.numerics.priors import overlap_save, wcrr
+from bigdeconv.numerics.priors.filters import Potential, SequentialConvolutions
+from bigdeconv.numerics.priors.overlap_save import OverlapSaveFilters
+from bigdeconv.numerics.priors.tv import TotalVariation
+from bigdeconv.numerics.priors.wcrr import Wcrr, fourier_lambda_max
+from bigdeconv.numerics.priors.weights import WcrrWeights
+from bigdeconv.numerics.restoration import cpu_threads
 from tests import oracle
 
 SIGMA = 3.3 / 255
@@ -101,12 +102,12 @@ def test_learned_prior_follows_the_splines(sigma):
 @pytest.mark.parametrize(
     "filters",
     [
-        Chain,
-        partial(Chain, limit_bytes=1),
-        partial(Chain, limit_bytes=1_200),
-        partial(Chain, limit_bytes=20_000),
-        partial(Segments, segments=1),
-        partial(Segments, segments=4, depth=3),
+        SequentialConvolutions,
+        partial(SequentialConvolutions, limit_bytes=1),
+        partial(SequentialConvolutions, limit_bytes=1_200),
+        partial(SequentialConvolutions, limit_bytes=20_000),
+        partial(OverlapSaveFilters, segments=1),
+        partial(OverlapSaveFilters, segments=4, depth=3),
     ],
 )
 def test_learned_prior_does_not_depend_on_how_its_filters_are_computed(filters, shape):
@@ -142,54 +143,82 @@ def filtered(kind, layers, alpha, potential, x):
 
 @pytest.mark.parametrize(("taps", "shape"), EXTENTS)
 @pytest.mark.parametrize("gamma", [0.0, 1.2])
-@pytest.mark.parametrize("kind", [Segments, partial(Segments, segments=5, depth=2)], ids=["one tile", "tiles"])
-def test_segments_are_the_convolutions_for_filters_of_any_extent(taps, shape, gamma, kind):
+@pytest.mark.parametrize(
+    "kind", [OverlapSaveFilters, partial(OverlapSaveFilters, segments=5, depth=2)], ids=["one tile", "tiles"]
+)
+def test_overlap_save_is_the_convolutions_for_filters_of_any_extent(taps, shape, gamma, kind):
     problem = random_filters(taps, shape, gamma)
-    assert oracle.relative(filtered(kind, *problem), filtered(Chain, *problem)) < 1e-12
+    assert oracle.relative(filtered(kind, *problem), filtered(SequentialConvolutions, *problem)) < 1e-12
 
 
 @pytest.mark.parametrize("features", [dict, Mock(side_effect=RuntimeError)], ids=["none", "unknown"])
-def test_segments_are_the_same_on_processors_with_narrow_vectors(monkeypatch, features):
+def test_overlap_save_is_the_same_on_processors_with_narrow_vectors(monkeypatch, features):
     monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", features)
-    found = importlib.util.find_spec("bigdeconv.priors.compiled")
+    found = importlib.util.find_spec("bigdeconv.numerics.priors.numba_kernels")
     narrow = importlib.util.module_from_spec(found)
     found.loader.exec_module(narrow)
     assert narrow.NEIGHBOURS == 8
-    monkeypatch.setattr(segments, "compiled", narrow)
+    monkeypatch.setattr(overlap_save, "numba_kernels", narrow)
     problem = random_filters(*EXTENTS[0])
-    assert oracle.relative(filtered(Segments, *problem), filtered(Chain, *problem)) < 1e-12
+    assert oracle.relative(filtered(OverlapSaveFilters, *problem), filtered(SequentialConvolutions, *problem)) < 1e-12
 
 
-def test_segments_in_float32_are_as_good_as_its_rounding():
+def test_overlap_save_in_float32_is_exact_to_rounding():
     *problem, x = random_filters(*EXTENTS[0])
     # Sums of some 10^3 products: 30 roundings of 6e-8.
-    assert oracle.relative(filtered(Segments, *problem, x.float()), filtered(Segments, *problem, x)) < 2e-6
+    assert (
+        oracle.relative(filtered(OverlapSaveFilters, *problem, x.float()), filtered(OverlapSaveFilters, *problem, x))
+        < 2e-6
+    )
 
 
-def test_segments_take_a_part_of_a_volume_and_hide_no_nan():
+def test_overlap_save_takes_a_part_of_a_volume_and_hides_no_nan():
     *problem, x = random_filters(*EXTENTS[0])
     wide = torch.zeros(9, 40, 122, dtype=x.dtype)
     wide[:, :, ::2] = x
     with torch.inference_mode():
-        np.testing.assert_array_equal(filtered(Segments, *problem, wide[:, :, ::2]), filtered(Segments, *problem, x))
+        np.testing.assert_array_equal(
+            filtered(OverlapSaveFilters, *problem, wide[:, :, ::2]), filtered(OverlapSaveFilters, *problem, x)
+        )
     x[4, 20, 30] = torch.nan
-    assert np.isnan(filtered(Segments, *problem, x)[4, 20, 30])
+    assert np.isnan(filtered(OverlapSaveFilters, *problem, x)[4, 20, 30])
 
 
-def test_segments_do_not_depend_on_the_number_of_threads():
-    kind, problem = partial(Segments, segments=4, depth=3), random_filters(*EXTENTS[0])
+def test_overlap_save_does_not_depend_on_the_number_of_threads():
+    kind, problem = partial(OverlapSaveFilters, segments=4, depth=3), random_filters(*EXTENTS[0])
     with cpu_threads(1):
         one = filtered(kind, *problem)
     with cpu_threads(3):
-        # But for the rounding of the transforms.
+        # Except for the rounding of the transforms.
         np.testing.assert_allclose(filtered(kind, *problem), one, rtol=0, atol=1e-14 * np.abs(one).max())
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_without_numba_the_filters_are_sequential_convolutions(monkeypatch, dtype, tolerance):
+    """The fallback of a CPU without Numba is the same prior to rounding."""
+    equations = oracle.random_prior(13)
+    x = torch.tensor(volume(13, (12, 20, 41)), dtype=dtype)
+    fast = Wcrr(package_weights(equations), sigma=SIGMA, dtype=dtype)
+    assert isinstance(fast._filters, OverlapSaveFilters)
+    monkeypatch.setattr(wcrr, "compiled_filters_available", lambda: False)
+    plain = Wcrr(package_weights(equations), sigma=SIGMA, dtype=dtype)
+    assert isinstance(plain._filters, SequentialConvolutions)
+    assert oracle.relative(plain.gradient(x), fast.gradient(x).double().numpy()) < tolerance
+    assert plain.value(x) == pytest.approx(fast.value(x), rel=tolerance)
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite"])
+def test_compiled_filters_need_numba_and_llvmlite(monkeypatch, missing):
+    assert wcrr.compiled_filters_available()
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert not wcrr.compiled_filters_available()
+
+
 @pytest.mark.parametrize("limit_bytes", [1_500, 20_000])
-def test_slabs_keep_to_their_limit(limit_bytes):
+def test_sequential_convolutions_keep_to_their_limit(limit_bytes):
     """Rows of 8 valid positions, 6 channels, 8 bytes: 384; a plane has 10 rows."""
     layers = [torch.tensor(layer) for layer in oracle.random_prior(6, channels=(1, 2, 6)).layers]
-    filters = Chain(layers, torch.ones(6), dtype=torch.float64, device="cpu", limit_bytes=limit_bytes)
+    filters = SequentialConvolutions(layers, torch.ones(6), dtype=torch.float64, device="cpu", limit_bytes=limit_bytes)
     sizes = [response.nbytes for response in filters.responses(tensor(volume(6, (17, 14, 12))))]
     assert max(sizes) <= limit_bytes < 2 * max(sizes)
     assert sum(sizes) == 13 * 10 * 384
@@ -278,12 +307,12 @@ def test_the_concave_branch_is_met():
 @pytest.mark.parametrize("shape", [(7, 5, 6), (7, 1, 6), (7, 1, 1)])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_tv_goes_slab_by_slab(shape, depth, monkeypatch):
-    """In slabs of 1 to 4 planes, the last of them with 1 to 3 planes, the parabolas are those of the volume in one piece."""
+    """In slabs of 1 to 4 planes, the last of them with 1 to 3 planes, the majorisers are those of the volume in one piece."""
     x = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    ((_, gradient, curvature),) = TotalVariation((0.3, 0.1, 0.12)).parabolas(x)
-    monkeypatch.setattr("bigdeconv.priors.slabs.SLAB_BYTES", depth * x[0].nbytes)
+    ((_, gradient, curvature),) = TotalVariation((0.3, 0.1, 0.12)).quadratic_majorisers(x)
+    monkeypatch.setattr("bigdeconv.numerics.slabs.SLAB_BYTES", depth * x[0].nbytes)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    parts = list(TotalVariation((0.3, 0.1, 0.12)).parabolas(x))
+    parts = list(TotalVariation((0.3, 0.1, 0.12)).quadratic_majorisers(x))
     assert [planes.start for planes, _, _ in parts] == list(range(0, 7, depth))
     torch.testing.assert_close(torch.cat([part for _, part, _ in parts]), gradient, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(torch.cat([part for _, _, part in parts]), curvature, rtol=1e-12, atol=0)

@@ -1,0 +1,101 @@
+"""A connection to a Dask cluster, and what its workers have."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import dask
+from distributed import Client
+
+from bigdeconv.engine import machine
+from bigdeconv.engine.clusters.address import join
+from bigdeconv.engine.clusters.local import THREADS_PER_WORKER, local_cluster
+from bigdeconv.engine.plugins import ShortMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bigdeconv.planning.resources import Resources
+
+_SETTINGS: dict[str, Any] = {
+    # Blocks keep their data in unmanaged memory that the planner has bounded: Dask must neither spill nor kill for it.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    # A block may hold the GIL or the CPU for minutes, and a preempted worker must not condemn what was waiting on it.
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.scheduler.allowed-failures": 10,
+    "distributed.comm.timeouts.connect": "120s",
+    "distributed.comm.timeouts.tcp": "120s",
+    "distributed.admin.tick.limit": "1h",
+    # Instead of Dask's own variables, which make malloc give every array back to the kernel at once: huge pages, which take 512
+    # times fewer faults.  The C library reads this when a process starts, so a worker cannot set it for itself.
+    "distributed.nanny.pre-spawn-environ": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A cluster to work on."""
+
+    client: Client
+    dashboard: str
+    """Address of the dashboard, or the reason why there is none."""
+    is_local: bool
+    """Whether the cluster is our own, on this machine."""
+    slots: int
+    """Blocks that are read, restored or written at the same time."""
+
+
+@contextmanager
+def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]:
+    """Start a local cluster, or join the one at an address or in a scheduler file.
+
+    Parameters
+    ----------
+    scheduler : str or None
+        Address or scheduler file; None for a cluster on this machine.
+    resources : Resources
+        Workers of a local cluster.
+
+    Raises
+    ------
+    ClusterLostError
+        If there is no scheduler, or it has no workers within a minute.
+    """
+    with dask.config.set(_SETTINGS):
+        if scheduler is None:
+            with local_cluster(resources) as cluster, Client(cluster, set_as_default=False) as client:
+                client.wait_for_workers(resources.workers, timeout=120)
+                client.register_plugin(ShortMemory())
+                yield _connection(client, is_local=True)
+        else:
+            with join(scheduler) as client:
+                yield _connection(client, is_local=False)
+
+
+def memory_limits(connection: Connection) -> list[int]:
+    """Return the memory limit of each worker that has one, in bytes: Dask stops or kills a worker that exceeds it."""
+    return [limit for worker in _workers(connection.client) if (limit := worker["memory_limit"])]
+
+
+def cuda_devices(connection: Connection) -> dict[str, int]:
+    """Return the number of CUDA devices that each worker sees, by its address."""
+    found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+    return found
+
+
+def _workers(client: Client) -> list[dict[str, Any]]:
+    """Return what the scheduler knows of each worker."""
+    return list(client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def _connection(client: Client, *, is_local: bool) -> Connection:
+    slots = sum(min(worker["nthreads"], THREADS_PER_WORKER) for worker in _workers(client))
+    without_bokeh = "needs bokeh: pip install 'bigdeconv[dashboard]'"
+    dashboard = client.dashboard_link if find_spec("bokeh") else without_bokeh
+    return Connection(client, dashboard, is_local, max(slots, 1))

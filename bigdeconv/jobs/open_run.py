@@ -1,0 +1,126 @@
+"""A stored run, opened: its ledger, its record and the sum of its journal, each read once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from bigdeconv.engine.recipe import Recipe
+from bigdeconv.jobs import record as records
+from bigdeconv.psf import PSF
+from bigdeconv.storage import weights
+from bigdeconv.storage.ledger import JournalSummary, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bigdeconv.jobs.job import Job
+    from bigdeconv.jobs.record import RunRecord
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """A run on disk.
+
+    The journal is added up as far as it reached when the run was opened, or when its lock was taken (`writing`); records that
+    this process appends are added too.
+    """
+
+    output: Path
+    ledger: Ledger
+    record: RunRecord
+    journal: JournalSummary
+    _read_to: int = 0
+    """Bytes of the journal that are in the summary."""
+
+    @classmethod
+    def open(cls, output: str | Path) -> OpenRun:
+        """Open the run of an output.
+
+        Raises
+        ------
+        StoreError
+            If it has no ledger, or plan or journal are damaged.
+        """
+        ledger = Ledger.open(output)
+        return cls._of(Path(output), ledger, records.load(ledger))
+
+    @classmethod
+    def create(cls, output: Path, job: Job, record: RunRecord) -> OpenRun:
+        """Store the record of a job, and open the run."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.create(output, records.dump(record), records.arrays_of(job.plan), job.plan.model)
+        return cls._of(output, ledger, record)
+
+    @classmethod
+    def _of(cls, output: Path, ledger: Ledger, record: RunRecord) -> OpenRun:
+        run = cls(output, ledger, record, JournalSummary(record.facts.n_blocks, record.facts.blocks_outside))
+        run._catch_up()
+        return run
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the journal for writing, alone; what another driver has appended meanwhile is added up first."""
+        with self.ledger.writing():
+            self._catch_up()
+            yield
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a record to the journal and add it up; within `writing`."""
+        self._read_to += self.ledger.append(record)
+        self.journal.add(record)
+
+    @property
+    def state(self) -> str:
+        """``running``, ``complete``, ``incomplete`` (closed with blocks missing) or ``interrupted``."""
+        if self.ledger.is_being_written():
+            return "running"
+        if self.journal.complete:
+            return "complete"
+        return "incomplete" if self.journal.closed else "interrupted"
+
+    def outside(self) -> np.ndarray | None:
+        """Return whether a block lies outside the mask, by its index; None without a mask."""
+        bits = self.ledger.arrays().get("outside")
+        return None if bits is None else np.unpackbits(bits, count=self.record.facts.n_blocks).astype(bool)
+
+    def recipes(self, *, threads: int | None) -> tuple[Recipe, ...]:
+        """Return what the workers need for each volume.
+
+        Parameters
+        ----------
+        threads : int or None
+            Threads per block; None for the worker's own choice.
+        """
+        facts, arrays = self.record.facts, self.ledger.arrays()
+        voxel_zyx_um = facts.first_volume.voxel_zyx_um
+        model = self.ledger.model_path
+        first = Recipe(
+            token=uuid4().hex[:12],
+            volume=facts.first_volume,
+            view_axis=facts.config.views_axis,
+            camera=facts.camera,
+            plan=facts.plans[0],
+            channels=self.record.channels,
+            psfs={number: PSF(arrays[f"psf{number}"], voxel_zyx_um) for number in facts.channels},
+            model=weights.load(model) if model.exists() else None,
+            output=str(self.output),
+            output_axes=facts.output_axes,
+            output_dtype=facts.output_dtype,
+            keep_bits=facts.config.keep_bits,
+            # A folder of this very run: a task that outlived the driver of another one writes elsewhere.
+            scratch=str(self.ledger.path / "scratch" / self.record.digest),
+            threads=threads,
+        )
+        members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)
+        return tuple(replace(first, volume=volume, plan=plan, output=str(path)) for volume, plan, path in members)
+
+    def _catch_up(self) -> None:
+        for record, end in self.ledger.records(self._read_to):
+            self.journal.add(record)
+            self._read_to = end

@@ -1,0 +1,176 @@
+"""Preconditions of writing, replacing or continuing an output: checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.numerics import NUMERICS_VERSION
+from bigdeconv.storage import collection, omezarr
+from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.storage.locations import is_remote, resolve_location
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bigdeconv.jobs.record import RunRecord
+
+
+def local_output(location: str) -> Path:
+    """Return the absolute path of an output.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is a URL.
+    """
+    if is_remote(location):
+        raise InvalidInputError(
+            f"output: got {location!r}; the output must be a local path (a shared file system will do)."
+        )
+    return Path(location).absolute()
+
+
+def require_writable(output: Path) -> None:
+    """Refuse an output in a folder where nothing can be made."""
+    parent = next(p for p in output.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StoreError(
+            f"output: {str(output)!r} cannot be made, {str(parent)!r} is not a writable folder; check its "
+            "permissions or give another path."
+        )
+
+
+def require_free(output: Path, *, asked_to_resume: bool) -> None:
+    """Refuse a path where something exists."""
+    for path in (output, ledger_path(output)):
+        if path.exists() and asked_to_resume:
+            raise OutputExistsError(
+                f"output: {str(output)!r} has no ledger beside it, so nothing can be resumed; replace it with --overwrite."
+            )
+        if path.exists():
+            raise OutputExistsError(
+                f"output: {str(path)!r} exists; continue it with --resume if it is an unfinished run, or replace it with "
+                "--overwrite."
+            )
+
+
+def require_replaceable(output: Path, sources: Iterable[str]) -> None:
+    """Refuse to overwrite an input, or anything but a zarr group or a folder in which all images come from an earlier run."""
+    for source in map(resolve_location, sources):
+        if is_remote(source):
+            continue
+        kept, doomed = Path(source).resolve(), output.resolve()
+        if output.is_symlink() or kept == doomed or kept in doomed.parents or doomed in kept.parents:
+            raise InvalidInputError(
+                f"output: {str(output)!r} is, holds or lies in the input {source!r}, or is a link; give another path."
+            )
+    if output.exists() and not collection.is_group(output) and not _is_own_folder(output):
+        raise OutputExistsError(
+            f"output: {str(output)!r} is not a zarr group; it is not overwritten, give another path."
+        )
+    require_idle(output)
+
+
+def _is_own_folder(output: Path) -> bool:
+    """Tell whether everything in a folder comes from the run whose ledger lies beside it."""
+    if not output.is_dir() or not ledger_path(output).exists():
+        return False
+    try:
+        plan = Ledger.open(output).plan()
+        # Plans of schema 1 have no facts of their own: a run of theirs can be replaced all the same.
+        made = plan.get("facts", plan)["images"]["names"]
+    except (StoreError, KeyError, TypeError):
+        return False
+    return {path.name for path in output.iterdir()} <= set(made)
+
+
+def require_idle(output: Path) -> None:
+    """Refuse an output that another run is writing."""
+    if ledger_path(output).exists() and Ledger(output).is_being_written():
+        raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
+
+
+def remove(output: Path) -> None:
+    """Remove an output and its ledger: renamed first, so that an interrupted removal leaves neither under its name."""
+    require_idle(output)
+    found = [path for path in (ledger_path(output), output) if path.exists()]
+    doomed = [path.rename(path.with_name(f".{path.name}.{uuid4().hex[:12]}.removed")) for path in found]
+    for path in doomed:
+        shutil.rmtree(path)
+
+
+def require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to resume a run of another identity, and name the differences."""
+    if old == new:
+        return
+    differing = [k for k in new if k != "parameters" and old.get(k) != new[k]]
+    parameters = [k for k, v in new["parameters"].items() if old["parameters"].get(k) != v]
+    details = [f"{k} (was {old['parameters'].get(k)}, is {new['parameters'][k]})" for k in parameters]
+    raise InvalidInputError(
+        f"resume: the stored run differs in {', '.join([*differing, *details])}; resume it with the same settings, with "
+        "`bigdeconv resume`, or start again with --overwrite."
+    )
+
+
+def require_same_numbers(record: RunRecord) -> None:
+    """Refuse to continue where the numbers would change midway: numerics of another version, or another input."""
+    if record.identity["numerics"] != NUMERICS_VERSION:
+        raise StoreError(
+            "output: the run was planned by a version that computes other numbers; start the run again with --overwrite."
+        )
+    has_own_voxel = record.facts.config.voxel_um is not None
+    for volume in record.facts.volumes:
+        voxel = volume.voxel_zyx_um if has_own_voxel else None
+        current = omezarr.describe(volume.location, level=volume.level, voxel_zyx_um=voxel)
+        for name in ("shape", "dtype", "axes", "array_path"):
+            if getattr(current, name) != getattr(volume, name):
+                raise StoreError(
+                    f"input: {volume.location!r} has changed since the run was planned ({name} was {getattr(volume, name)}, is "
+                    f"{getattr(current, name)}); start the run again with --overwrite."
+                )
+
+
+def require_memory(limits_bytes: list[int], needed_bytes: int) -> None:
+    """Refuse a cluster with a worker whose memory limit is less than a block needs.
+
+    Raises
+    ------
+    BudgetError
+        Dask would stop or kill the worker in mid-block.
+    """
+    if limits_bytes and min(limits_bytes) < needed_bytes:
+        raise BudgetError(
+            f"memory: a block needs {needed_bytes / 2**30:.2f} GiB per worker, but a worker of the cluster is limited to "
+            f"{min(limits_bytes) / 2**30:.2f} GiB; lower --memory to that, or start workers with a larger --memory-limit."
+        )
+
+
+def require_device(cuda_devices: dict[str, int], device: str) -> list[str]:
+    """Refuse a cluster with a worker that lacks the device of the plan; return a warning if GPUs would be idle.
+
+    Parameters
+    ----------
+    cuda_devices : dict of int
+        CUDA devices of each worker, by its address.
+    device : {"cpu", "cuda"}
+
+    Raises
+    ------
+    InvalidInputError
+        If blocks are to be computed on GPUs and a worker has none.
+    """
+    without = sorted(address for address, count in cuda_devices.items() if not count)
+    if device == "cuda" and without:
+        raise InvalidInputError(
+            f"device: got cuda, but {len(without)} of {len(cuda_devices)} workers have no CUDA device ({without[0]}); use "
+            "workers with GPUs, or plan again with --device cpu."
+        )
+    idle = len(cuda_devices) - len(without)
+    if device == "cpu" and idle:
+        return [f"{idle} of {len(cuda_devices)} workers have a GPU that is not used; add --device cuda."]
+    return []

@@ -1,1 +1,0 @@
-"""The image formation: what the microscope does to the object."""

@@ -1,0 +1,1 @@
+"""Reports: the state of a run, its seam certificate, and a page that shows what it did."""

@@ -1,0 +1,79 @@
+"""State of a run while it goes on, and its summary when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigdeconv.engine.schedule import Progress
+    from bigdeconv.jobs.open_run import OpenRun
+
+MAX_NEGATIVE_SHARE = 0.01
+"""Share of voxels below the camera offset above which a warning is given."""
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """Result of a run."""
+
+    output: str
+    blocks_total: int
+    blocks_done: int
+    blocks_skipped: int
+    blocks_failed: int
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Voxels that were masked or clipped, by reason."""
+    seams: dict[str, Any] | None = None
+    """Seam certificate, see `bigdeconv.reporting.certificate`; None without probes."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block and level is written and the output is valid."""
+        return self.blocks_done == self.blocks_total and not self.errors
+
+
+def status_of(run: OpenRun) -> dict[str, Any]:
+    """Return the state of a run and its numbers of blocks."""
+    journal = run.journal
+    return {
+        "output": str(run.output),
+        "state": run.state,
+        "blocks_total": journal.n_blocks,
+        "blocks_done": journal.blocks_finished,
+        "blocks_skipped": journal.blocks_skipped,
+        "blocks_failed": journal.blocks_failed,
+    }
+
+
+def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
+    """Return the summary of a run, with warnings that follow from its voxel counts.
+
+    Parameters
+    ----------
+    run : OpenRun
+    progress : Progress, optional
+        Of the driver that has just ended; without it the journal alone counts.
+    """
+    voxels, warnings = run.journal.voxels, list(run.record.warnings)
+    counts = {name: n for name, n in voxels.items() if n and name != "voxels"}
+    if counts.get("clipped"):
+        warnings.append(
+            f"{counts['clipped']} voxels were brighter than uint16 can store and are clipped; lower --output-scale."
+        )
+    share = counts.get("negative", 0) / max(voxels["voxels"], 1)
+    if share > MAX_NEGATIVE_SHARE and not any("camera offset" in w for w in warnings):
+        warnings.append(f"{100 * share:.1f} % of the voxels lie below the camera offset; check --camera-offset.")
+    return RunSummary(
+        output=str(run.output),
+        blocks_total=run.journal.n_blocks,
+        blocks_done=run.journal.blocks_finished,
+        blocks_skipped=run.journal.blocks_skipped,
+        blocks_failed=progress.blocks_failed if progress else 0,
+        warnings=warnings,
+        errors=list(progress.errors) if progress else [],
+        counts=counts,
+    )

@@ -1,0 +1,70 @@
+"""Contents of a report as plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bigdeconv.jobs.output_metadata import attributes_of
+from bigdeconv.reporting import certificate
+from bigdeconv.reporting.status import status_of
+
+if TYPE_CHECKING:
+    from bigdeconv.jobs.facts import JobFacts
+    from bigdeconv.jobs.open_run import OpenRun
+    from bigdeconv.storage.ledger import JournalSummary
+
+
+def report_values(run: OpenRun, seams: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the contents of a report.
+
+    Parameters
+    ----------
+    run : OpenRun
+    seams : dict or None
+        Seam certificate of the run.
+    """
+    status, attributes = status_of(run), attributes_of(run.record)
+    good = status["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    blocks = f"{status['state']}: {status['blocks_done']} of {status['blocks_total']} blocks."
+    return {
+        "name": run.output.name,
+        **{k: v for k, v in status.items() if k != "output"},
+        "good": good,
+        "verdict": f"{blocks} {certificate.verdict(seams)}".rstrip(),
+        "warnings": [*run.record.warnings, *certificate.warnings(seams)],
+        "seams": seams,
+        "work": _work_values(run.journal),
+        "plan": _plan_values(run.record.facts),
+        "channels": attributes["channels"],
+        "settings": {k: v for k, v in attributes["settings"].items() if v is not None},
+        "versions": attributes["versions"] | {"digest": run.record.digest},
+    }
+
+
+def _work_values(journal: JournalSummary) -> dict[str, Any]:
+    """Return blocks, seconds by kind of work over all workers, and masked or clipped voxels by reason."""
+    return {
+        "blocks_done": journal.blocks_finished - journal.blocks_outside,
+        "blocks_skipped": journal.blocks_skipped - journal.blocks_outside,
+        "wall_seconds": round(journal.wall_seconds, 2),
+        **{name: round(seconds, 2) for name, seconds in journal.seconds.items()},
+        **{f"voxels_{name}": n for name, n in journal.voxels.items() if n and name != "voxels"},
+    }
+
+
+def _plan_values(facts: JobFacts) -> dict[str, Any]:
+    """Return the cut of the largest plan and its cost."""
+    plan = facts.largest_plan
+    return {
+        "blocks": facts.n_blocks,
+        "block_shape": plan.core_shape,
+        "halo": plan.halo,
+        "blend": plan.blend,
+        "psf_shape": plan.psf_shape,
+        "volume_shape": plan.zyx_shape,
+        "output_shape": plan.roi.shape,
+        "voxels_read_per_voxel_written": plan.read_amplification,
+        "voxels_computed_per_voxel_written": plan.compute_amplification,
+        "GiB_per_worker": plan.peak_bytes_per_worker / 2**30,
+        "volumes": len(facts.volumes),
+    }

@@ -1,0 +1,155 @@
+"""Locations of volumes: local paths and URLs, the stores behind them, and the errors of those stores."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import zarr
+from zarr.storage import LocalStore, ObjectStore
+
+from bigdeconv.errors import BigdeconvError, InvalidInputError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zarr.abc.store import Store
+
+REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
+
+
+def resolve_location(location: str | Path) -> str:
+    """Return an absolute local path, or a URL without a trailing slash.
+
+    Parameters
+    ----------
+    location : str or Path
+        A local path, relative ones and ``~`` included, or a ``file://``, ``http(s)://``, ``s3://``, ``gs://`` or ``az://`` URL.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is empty, of an unknown scheme, or carries credentials.
+
+    Examples
+    --------
+    >>> resolve_location("s3://microscope/embryo.zarr/")
+    's3://microscope/embryo.zarr'
+    >>> resolve_location("file:///data/day%201.zarr")
+    '/data/day 1.zarr'
+    """
+    text = str(location)
+    scheme, separator, _ = text.partition("://")
+    if not text:
+        raise InvalidInputError("the location is empty; give a local path or a URL")
+    if isinstance(location, Path) or not separator:
+        return str(Path(text).expanduser().absolute())
+    if scheme == "file":
+        return str(Path(unquote(urlsplit(text).path)).absolute())
+    if scheme not in REMOTE_SCHEMES:
+        known = ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
+        raise InvalidInputError(f"cannot open {scheme}:// locations; give a local path or a URL of {known}")
+    parts = urlsplit(text)
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        # Locations end up in plans, logs and the output's metadata: no secret may be part of one (nor be shown here).
+        raise InvalidInputError(
+            f"the {scheme}:// location holds a user name, query or fragment; give the bare address and put credentials "
+            "into the environment"
+        )
+    return text.rstrip("/")
+
+
+def is_remote(location: str) -> bool:
+    """Tell whether a resolved location is a URL."""
+    return "://" in location
+
+
+def open_store(location: str, *, writable: bool = False) -> Store:
+    """Open the store at a resolved location.
+
+    Parameters
+    ----------
+    location : str
+        See `resolve_location`.
+    writable : bool
+        Whether to write; the location must then be a local folder that exists.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written, or is remote and obstore is not installed.
+    """
+    if writable and is_remote(location):
+        raise StoreError(f"cannot write to {location}: output goes to local paths only")
+    if writable and not Path(location).is_dir():
+        # zarr would make the folder, and leave it behind when it then finds nothing in it.
+        raise StoreError(f"cannot write to {location}: there is no such folder")
+    if not is_remote(location):
+        return LocalStore(location, read_only=not writable)
+    try:
+        from obstore.store import from_url  # an optional extra, and slow to import
+    except ImportError as error:
+        raise StoreError(f"reading {location} needs obstore: pip install 'bigdeconv[cloud]'") from error
+    # Only a URL that says http asks for an unencrypted connection; for S3 the environment decides (AWS_ALLOW_HTTP).
+    options: dict[str, Any] = {"client_options": {"allow_http": True}} if location.startswith("http://") else {}
+    with reported("open", location):
+        return ObjectStore(from_url(location, **options), read_only=True)
+
+
+def open_array(location: str, array_path: str, *, writable: bool = False) -> zarr.Array[Any]:
+    """Open an array below a resolved location.
+
+    Parameters
+    ----------
+    location : str
+        The group that holds it; see `resolve_location`.
+    array_path : str
+        Path of the array inside the group.
+    writable : bool
+        Whether to write.
+
+    Raises
+    ------
+    StoreError
+        If there is none or its metadata cannot be read.
+    """
+    with reported("open", location, array_path):
+        return zarr.open_array(open_store(location, writable=writable), path=array_path, mode="r+" if writable else "r")
+
+
+@contextmanager
+def reported(action: str, location: str, array_path: str = "") -> Iterator[None]:
+    """Turn every error of a store or codec into one sentence that names the place.
+
+    Our own errors and `MemoryError` pass unchanged.
+
+    Parameters
+    ----------
+    action : str
+        Verb for the sentence, such as ``open``.
+    location, array_path : str
+        The group, and the array inside it if one is concerned.
+
+    Raises
+    ------
+    StoreError
+        In place of the error.
+
+    Examples
+    --------
+    >>> with reported("read", "/data/embryo.zarr", "0"):
+    ...     raise OSError("disk error")
+    Traceback (most recent call last):
+    bigdeconv.errors.StoreError: cannot read array '0' of /data/embryo.zarr: disk error
+    """
+    try:
+        yield
+    except (BigdeconvError, MemoryError):
+        raise
+    except Exception as error:
+        where = f"array {array_path!r} of {location}" if array_path else location
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        hint = "; check the address and the credentials in the environment" if is_remote(location) else ""
+        raise StoreError(f"cannot {action} {where}: {reason}{hint}") from error
