@@ -14,7 +14,6 @@ from tests import make, patience
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
 def test_the_first_job_gains_against_the_truth(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(make.ROOT)}
     command = [sys.executable, "examples/first_job.py", str(tmp_path / "new"), "12,40,40"]

@@ -17,6 +17,8 @@ from bigdeconv.storage import weights as storage
 from tests import make
 from tests.make import bigdeconv
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 RNG = np.random.default_rng(5)

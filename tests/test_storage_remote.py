@@ -23,6 +23,8 @@ from bigdeconv.storage.omezarr import describe
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from bigdeconv.storage.validation import validate
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("obstore")
 
 SECRET = "s3cr3t-of-the-test"

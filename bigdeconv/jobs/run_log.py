@@ -29,7 +29,7 @@ class _RunLog(logging.FileHandler):
         with suppress(OSError):
             super().close()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+    def handleError(self, record: logging.LogRecord) -> None:
         """Drop a record that cannot be written."""
 
 

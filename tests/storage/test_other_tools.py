@@ -12,6 +12,8 @@ from bigdeconv.storage.omezarr import describe
 from bigdeconv.storage.validation import validate
 from tests.storage.images import ORIGIN, VOXEL, make
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("axes", ["zyx", "yx", "czyx", "tzyx", "tczyx", "tvzyx"])
 def test_ome_zarr_models_accepts_the_output(tmp_path, layout, axes):
