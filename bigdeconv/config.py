@@ -70,10 +70,10 @@ def _size(value: Any) -> Any:
     """Check the form of ``8GiB``: pydantic reads the beginning of ``8,5GiB`` and ignores the rest.  ``8Gi`` means the same."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KMGTP]?i?)B?\s*", value, re.IGNORECASE)
     if match is None:
         raise ValueError("expected a size such as 8GiB")
-    return f"{match[1]}{match[2]}b" if match[2].lower().endswith("i") else value
+    return f"{match[1]}{match[2]}B"
 
 
 def _files(value: Any) -> Any:
@@ -354,7 +354,10 @@ def _sentences(error: ValidationError) -> list[str]:
         else:
             field = JobConfig.model_fields[name]
             meaning = f" Meaning: {field.description}" if field.description else ""
-            by_name[name] = f"{name.replace('_', '-')}: got {item['input']!r}; {_expectation(item)}.{meaning}"
+            extra = field.json_schema_extra
+            automatic = isinstance(extra, dict) and "auto" in str(extra["metavar"]).split("|")
+            expected = _expectation(item) + (" or auto" if automatic else "")
+            by_name[name] = f"{name.replace('_', '-')}: got {item['input']!r}; {expected}.{meaning}"
     return list(by_name.values())
 
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from bigdeconv import models
 from bigdeconv.calibration.numbers import UserOverrides, calibrated_settings, signal_levels
@@ -39,7 +40,7 @@ def deconvolve(
     intensity_scale: Automatic = "auto",
     weights: np.ndarray | None = None,
     saturation: float | None = None,
-    voxel_zyx_um: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    voxel_zyx_um: tuple[float, float, float] | None = None,
     update: Literal["convergent", "reference"] = "convergent",
     dtype: Literal["float32", "float64"] = "float32",
     device: Literal["auto", "cpu", "cuda"] = "cpu",
@@ -71,8 +72,8 @@ def deconvolve(
         Weight of each voxel of ``y`` in [0, 1]; values of ``y`` that are not finite get 0.
     saturation : float, optional
         Value of ``y`` from which on a voxel means "at least".
-    voxel_zyx_um : tuple of float
-        Voxel size in µm.
+    voxel_zyx_um : tuple of float, optional
+        Voxel size in µm.  Default: that of the PSF where it has one, else cubes.
     update : {"convergent", "reference"}
         Update rule: majorise-minimise steps with bounded momentum, or algorithm 1 of Pham (2025).
     dtype : {"float32", "float64"}
@@ -104,6 +105,8 @@ def deconvolve(
     (8, 16, 16)
     """
     _check_names(method, update, dtype, device, iterations)
+    if voxel_zyx_um is None:
+        voxel_zyx_um = psf.voxel_zyx_um if isinstance(psf, PSF) else (1.0, 1.0, 1.0)
     views, prepared = _as_views(y, psf, voxel_zyx_um)
     learned = models.resolve(model) if method == "garl" else None
     if weights is not None:
@@ -141,11 +144,10 @@ def deconvolve(
 
 
 def _resolved_device(device: str) -> Literal["cpu", "cuda"]:
-    if device == "auto":
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cuda" if device == "cuda" else "cpu"
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InvalidInputError("device: got 'cuda', but torch finds no CUDA device here; use 'cpu' or 'auto'.")
+    return "cuda" if device != "cpu" and has_gpu else "cpu"
 
 
 def _as_views(y: np.ndarray, psf: np.ndarray | PSF, voxel_zyx_um: tuple[float, float, float]) -> tuple[np.ndarray, PSF]:

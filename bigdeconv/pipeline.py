@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bigdeconv.config import JobConfig, make_config
 from bigdeconv.engine.clusters.connection import connect, cuda_devices, memory_limits
@@ -24,6 +24,7 @@ from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.jobs.record import identity_of, record_of
 from bigdeconv.jobs.run_log import logged_to
 from bigdeconv.planning import seam_probes
+from bigdeconv.planning.resources import Resources
 from bigdeconv.reporting import certificate, figures, html
 from bigdeconv.reporting.certificate import verdict as seam_verdict
 from bigdeconv.reporting.plan_values import plan_values
@@ -153,18 +154,21 @@ def run(
     if not overwrite and not continues:
         preconditions.require_free(output, asked_to_resume=resume)
     with _stopping_on_termination():
-        job_plan = plan_job(config)
+        job_plan = plan_job(config, device=_worker_device(config))
         if overwrite:
             preconditions.require_replaceable(output, locations_read(job_plan.facts))
         events.planned(job_plan)
-        events.phase("calibration")
         if continues:
+            preconditions.require_idle(output)
             stored = OpenRun.open(output)
             identity = identity_of(job_plan, sample_digests(job_plan))
             preconditions.require_same_job(stored.record.identity, identity)
             return _continue(stored, events, scheduler=config.scheduler)
+        events.phase("calibration")
         job = calibrate_job(job_plan)
         record = record_of(job)
+        specs = output_specs(record)
+        collection.check_specs(specs)
         for number, numbers in record.channels.items():
             events.calibrated(number, numbers)
         for warning in record.warnings:
@@ -195,6 +199,7 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
     """
     with _stopping_on_termination():
         path = preconditions.local_output(str(output))
+        preconditions.require_idle(path)
         return _continue(OpenRun.open(path), events or Events(), scheduler=scheduler)
 
 
@@ -233,14 +238,15 @@ def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, 
         If there is no ledger, or seams are to be solved again and the input has changed.
     """
     opened = OpenRun.open(preconditions.local_output(str(output)))
-    found = opened.ledger.certificate()
+    found, errors = opened.ledger.certificate(), list[str]()
     if opened.state == "complete" and (found is None or probes_count is not None):
-        found = _probe_again(opened, probes_count) or found
-    facts, values = opened.record.facts, report_values(opened, found)
+        again, errors = _probe_again(opened, probes_count)
+        found = again or found
+    facts, values = opened.record.facts, report_values(opened, found, errors)
     shown = facts.images.outputs(opened.output)[0]
     images = figures.pictures(facts.first_volume, shown, facts.plans[0], facts.config.views_axis)
     opened.ledger.write_json("report", values)
-    (opened.ledger.path / "report.html").write_text(html.to_html(values, images), encoding="utf-8")
+    opened.ledger.write_text("report.html", html.to_html(values, images))
     return values
 
 
@@ -251,34 +257,47 @@ def _config(config: JobConfig | None, settings: dict[str, Any]) -> JobConfig:
     return make_config({**config.model_dump(exclude_unset=True), **settings}) if settings else config
 
 
-def _probe_again(opened: OpenRun, count: int | None) -> dict[str, Any] | None:
+def _probe_again(opened: OpenRun, count: int | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """Solve seams again on this machine; return the certificate, None if none was measured, and what failed."""
     count = opened.record.facts.config.seam_probes if count is None else count
-    if not _seams_to_probe(opened, count):
-        return None
+    if not count or not _seams_to_probe(opened, count):
+        return None, []
     preconditions.require_same_numbers(opened.record)
-    resources = opened.record.facts.resources
-    with opened.writing(), logged_to(opened.ledger.log_path), connect(None, resources) as connection:
-        recipes = opened.recipes(threads=resources.threads)
+    facts = opened.record.facts
+    with opened.writing(), logged_to(opened.ledger.log_path), _checked_connection(None, facts, Events()) as connection:
+        recipes = opened.recipes(threads=facts.resources.threads)
         with installed(connection.client, recipes):
-            found, _ = _certify(connection, recipes, opened, count)
-    return found
+            return _certify(connection, recipes, opened, count)
 
 
 def _continue(opened: OpenRun, events: Events, *, scheduler: str | None) -> RunSummary:
     """Compute what the journal does not have; start nothing if nothing is left."""
     output, journal, facts = opened.output, opened.journal, opened.record.facts
-    preconditions.require_idle(output)
     if not output.exists() and journal.blocks_finished > facts.blocks_outside:
         raise StoreError(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; start the run again with --overwrite."
         )
     if journal.complete:
-        summary = summarise(opened)
-        _add_certificate(summary, opened.ledger.certificate(), [])
-        return summary
+        return _complete_summary(opened)
     preconditions.require_same_numbers(opened.record)
     with _checked_connection(scheduler, facts, events) as connection:
         return _execute(opened, events, connection)
+
+
+def _complete_summary(opened: OpenRun) -> RunSummary:
+    """Return the summary of a run with nothing left to do."""
+    summary = summarise(opened)
+    _add_certificate(summary, opened.ledger.certificate(), [])
+    return summary
+
+
+def _worker_device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
+    """Return the device of the blocks: as set, or that of the workers of a running cluster; None for that of this machine."""
+    if config.device is not None or config.scheduler is None:
+        return config.device
+    with connect(config.scheduler, Resources()) as connection:
+        found = cuda_devices(connection)
+    return "cuda" if found and all(found.values()) else "cpu"
 
 
 @contextmanager
@@ -297,6 +316,8 @@ def _execute(opened: OpenRun, events: Events, connection: Connection) -> RunSumm
     started = time.monotonic()
     facts = opened.record.facts
     with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
+        if opened.journal.complete:  # by another driver, since the run was opened
+            return _complete_summary(opened)
         LOGGER.info(
             "%d of %d blocks to do with %s, %d iterations, on %s",
             facts.n_blocks - opened.journal.blocks_finished,
@@ -329,9 +350,9 @@ def _execute(opened: OpenRun, events: Events, connection: Connection) -> RunSumm
             if summary.complete:
                 events.phase("seams")
                 _add_certificate(summary, *_certify(connection, recipes, opened, facts.config.seam_probes))
-        summary.seconds = round(time.monotonic() - started, 2)
-        closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
-        opened.append({**closing, "seconds": summary.seconds})
+            summary.seconds = round(time.monotonic() - started, 2)
+            closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
+            opened.append({**closing, "seconds": summary.seconds})
         LOGGER.info("%d of %d blocks done, %d failed", summary.blocks_done, summary.blocks_total, summary.blocks_failed)
     return summary
 
@@ -357,6 +378,8 @@ def _certify(
     if not chosen:
         return None, []
     measured, errors = run_probes(connection, recipes[0].token, chosen)
+    if not measured:
+        return None, errors
     facts = opened.record.facts
     found = certificate.certificate(facts.plans, facts.config.seam_tolerance, measured)
     opened.ledger.write_json("certificate", found)

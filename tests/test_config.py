@@ -135,6 +135,8 @@ WRONG = [
     ("blend", "1.5,1,1", "1.5"),
     ("memory", "lots", "lots"),
     ("memory", "8XiB", "8XiB"),
+    ("memory", "8.GiB", "8.GiB"),
+    ("memory", "8Gbit", "8Gbit"),
     ("memory", "0GiB", "0"),
     ("memory", "-8GiB", "-8GiB"),
     ("memory", "1.2.3GiB", "1.2.3"),

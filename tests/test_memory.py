@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.benchmarks import driver_memory
 from tests.benchmarks.memory import Case, measure
 
 pytestmark = pytest.mark.cluster
@@ -24,3 +25,9 @@ pytestmark = pytest.mark.cluster
 def test_a_worker_takes_the_promised_memory_and_not_much_less(case, min_share):
     promised, peak = measure(case)
     assert min_share * promised <= peak <= promised
+
+
+def test_the_driver_takes_the_promised_memory_and_not_much_less():
+    """Measured 0.96."""
+    found = driver_memory.measure("rl", 1, "uint16")
+    assert 0.8 * found["promised"] <= found["peak"] <= found["promised"]

@@ -405,15 +405,23 @@ class TestCosts:
         assert dict(device_terms(single, block))["FFT work, or that of the prior"] == 4 * spectrum + 4 * 12 * 12 * 16
 
     def test_driver_terms_by_hand(self):
-        window = Extents((10, 10, 10), (12, 12, 16), (10, 10, 10))
+        sample = Extents((10, 10, 10), (12, 12, 16), (10, 10, 10))
         spectrum = 8 * 12 * 12 * 9
         planes = spectrum * 10 // 12
         restored = 2 * 8000 + 3 * spectrum + 2 * spectrum + (2 * spectrum + planes + 5 * 2**19)
-        few, many = (dict(driver_terms(Contents(2), n, window)) for n in (1000, 10**7))
-        last = "estimates, or the restoration of a sample"
-        assert few == {"process": PROCESS_BYTES, "samples": 2000, last: restored}
-        assert many == {"process": PROCESS_BYTES, "samples": 2 * 10**7, last: 8 * 10**7}
-        assert dict(driver_terms(Contents(input_itemsize=8), 10**7, window))[last] == 16 * 10**7
+        name = "samples, or a trial"
+
+        def term(contents, n, trial=sample):
+            terms = dict(driver_terms(contents, n, sample, trial))
+            assert terms["process"] == PROCESS_BYTES
+            return terms[name]
+
+        assert term(Contents(2), 1000) == 2000 + restored
+        assert term(Contents(2), 10**7) == (2 + 8) * 10**7
+        assert term(Contents(input_itemsize=8), 10**7) == (8 + 16) * 10**7
+        large = Extents((100, 100, 100), (120, 120, 120), (100, 100, 100))
+        spectrum = 8 * 120 * 120 * 61
+        assert term(Contents(2), 1000, large) == 2 * 4 * 10**6 + 5 * spectrum + 5 * 2**19
 
     def test_a_slab_is_a_plane_where_planes_are_large(self):
         block = Extents((20, 800, 900), (20, 800, 900), (8, 8, 8))

@@ -13,7 +13,7 @@ import pytest
 from tests.make import ROOT
 from tests.patience import seconds
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.full]
 pytest.importorskip("matplotlib", reason="the example needs the extra `plot`")
 
 

@@ -11,6 +11,7 @@ from tests.benchmarks import scale
 
 
 @pytest.mark.cluster
+@pytest.mark.full
 def test_driver_and_scheduler_stay_flat(monkeypatch):
     monkeypatch.setattr(schedule.tasks, "solve", scale.solve)
     monkeypatch.setattr(schedule.tasks, "merge", scale.merge)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from bigdeconv.engine import block
-from bigdeconv.geometry import Box, Triple, triple
+from bigdeconv.geometry import Box, Triple, fast_length, triple
 from bigdeconv.numerics.camera import Camera, DataMask, prepare_views
 from bigdeconv.numerics.restoration import CalibratedSettings, cpu_threads, make_prior, restore
 from bigdeconv.numerics.richardson_lucy import inner_iterations, prior_window
 from bigdeconv.planning.blocks import BlockTask
 from bigdeconv.planning.cost import Costs, Rates
 from bigdeconv.planning.levels import Level
+from bigdeconv.planning.memory import Extents
 from bigdeconv.psf import PSF, gaussian
 from bigdeconv.storage import codecs
 from bigdeconv.storage.cache import cached
@@ -60,6 +61,13 @@ def measure(subject: Subject, model: WcrrWeights | None) -> Costs:
     """Return the cost of blocks here, CPU time or time of a GPU, from the cache where it was measured before."""
     digest = hashlib.sha256(repr((VERSION, _machine(), subject)).encode()).hexdigest()[:24]
     return cached(f"costs-{digest}", lambda: asdict(_measure(subject, model)), _parsed)
+
+
+def largest_window() -> Extents:
+    """Return the extents of the largest window that is restored to measure a cost."""
+    support = PSF(gaussian((SIGMA,) * 3)[None], (1.0, 1.0, 1.0)).support_zyx
+    fft = triple(fast_length(n + p - 1) for n, p in zip(LARGE_WINDOW, support, strict=True))
+    return Extents(LARGE_WINDOW, fft, LARGE_WINDOW)
 
 
 def _machine() -> tuple[str | int | None, ...]:

@@ -6,8 +6,8 @@ A block with numbers of its own would be a visible tile, a time point with numbe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class ChannelCalibration:
 
     numbers: ChannelNumbers
     warnings: tuple[str, ...]
+
+    def on(self, device: Literal["cpu", "cuda"]) -> ChannelCalibration:
+        """Return the same for workers with another device than the process that calibrated."""
+        settings = replace(self.numbers.settings, device=device)
+        return replace(self, numbers=replace(self.numbers, settings=settings))
 
 
 def calibrate(

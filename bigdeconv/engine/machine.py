@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from dask.system import cpu_count
@@ -68,6 +69,11 @@ def _limits(root: Path, path: str, name: str) -> list[int]:
 def n_cuda_devices() -> int:
     """Return the number of CUDA devices that this process sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_here(device: Literal["cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Return a device if this process has it, else the CPU: a driver may run beside workers with GPUs without one of its own."""
+    return "cuda" if device == "cuda" and n_cuda_devices() else "cpu"
 
 
 def cuda_memory_bytes() -> int:

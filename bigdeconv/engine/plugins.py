@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Scheduler, SchedulerPlugin, WorkerPlugin
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bigdeconv.engine.recipe import Recipe
 
 
+LOGGER = logging.getLogger(__name__)
+
+
 @contextmanager
 def installed(client: Client, recipes: tuple[Recipe, ...]) -> Iterator[None]:
     """Send the recipes of a job's volumes to all workers, also to those that join later, and remove them at the end.
@@ -26,13 +30,16 @@ def installed(client: Client, recipes: tuple[Recipe, ...]) -> Iterator[None]:
     """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     name = f"bigdeconv-{recipes[0].token}"
-    client.register_plugin(_RecipePlugin(recipes, Counter(worker["host"] for worker in workers)), name=name)
     try:
+        client.register_plugin(_RecipePlugin(recipes, Counter(worker["host"] for worker in workers)), name=name)
         yield
     finally:
         if client.status == "running":
-            with suppress(OSError, TimeoutError, RuntimeError):
+            try:
                 client.unregister_worker_plugin(name)
+            except Exception as error:
+                # The outcome of the run counts more than a worker that has forgotten the plugin.
+                LOGGER.warning("the recipes could not be removed from all workers (%s)", error)
 
 
 class ShortMemory(SchedulerPlugin):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bigdeconv import models
-from bigdeconv.calibration import channel, halo
+from bigdeconv.calibration import block_cost, channel, halo
 from bigdeconv.calibration.numbers import UserOverrides, initial_tau
 from bigdeconv.calibration.samples import Samples, Sampling
 from bigdeconv.config import DEFAULT_ITERATIONS
+from bigdeconv.engine import machine
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import fast_length, triple, zyx_text
 from bigdeconv.jobs import channel_psfs, inputs, plan_request
@@ -65,7 +66,9 @@ class Job:
         return tuple(found)
 
 
-def plan_job(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> JobPlan:
+def plan_job(
+    config: JobConfig, tczyx_shape: tuple[int, ...] | None = None, *, device: Literal["cpu", "cuda"] | None = None
+) -> JobPlan:
     """Read metadata, PSFs and mask, calibrate halo and costs, and plan.  No voxel is read; only a cache is written.
 
     Parameters
@@ -74,6 +77,8 @@ def plan_job(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> J
     tczyx_shape : tuple of int, optional
         Extent of a volume that does not exist yet.  Then ``config.input`` is not read, ``config.dtype`` is the type of the input
         too, and a PSF may be left out.
+    device : {"cpu", "cuda"}, optional
+        Device of the blocks.  Default: that of the settings, or else the GPUs of this machine.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def plan_job(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> J
         raise InvalidInputError(
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
-    resources = find_resources(config)
+    resources = find_resources(config, device)
     settings = _resolved_settings(config, found.first_volume, model, resources)
     request = plan_request.for_job(config, found, psfs, model, settings, resources)
     plans, notes = _plans(config, found, request, settings, psfs, model)
@@ -114,6 +119,7 @@ def plan_job(config: JobConfig, tczyx_shape: tuple[int, ...] | None = None) -> J
 def calibrate_job(plan: JobPlan) -> Job:
     """Read samples and choose, per channel, the numbers that all its blocks share; nothing is written."""
     facts = plan.facts
+    here = replace(facts.settings, device=machine.device_here(facts.settings.device))
     calibrations: dict[int, ChannelCalibration] = {}
     digests: dict[int, str] = {}
     for number in facts.channels:
@@ -125,12 +131,12 @@ def calibrate_job(plan: JobPlan) -> Job:
                 samples,
                 plan.psfs[number],
                 facts.camera,
-                facts.settings,
+                here,
                 plan.model,
                 _overrides(facts),
                 facts.largest_plan.halo,
                 masks_defects=facts.config.masks_defects,
-            )
+            ).on(facts.settings.device)
     return Job(plan, calibrations, digests)
 
 
@@ -220,13 +226,15 @@ def _overrides(facts: JobFacts) -> UserOverrides:
 
 
 def _driver_memory(facts: JobFacts, request: PlanRequest, n_views: int) -> Terms:
-    """Return the peak memory of the driver while it calibrates a channel."""
+    """Return the peak memory of the driver while it plans and calibrates."""
     boxes = [region.box for region in _sampling(facts, facts.channels[0], n_views).regions()]
-    halo_zyx, shape = facts.largest_plan.halo, facts.first_volume.zyx_shape
+    halo_zyx = facts.largest_plan.halo
+    shape = [max(volume.zyx_shape[a] for volume in facts.volumes) for a in range(3)]
     widest = [max(box.shape[a] for box in boxes) for a in range(3)]
     read = triple(min(w + 2 * h, n) for w, h, n in zip(widest, halo_zyx, shape, strict=True))
     fft = triple(fast_length(n + p - 1) for n, p in zip(read, request.psf_shape, strict=True))
-    return driver_terms(request.contents, n_views * sum(box.size for box in boxes), Extents(read, fft, read))
+    sampled = n_views * sum(box.size for box in boxes)
+    return driver_terms(request.contents, sampled, Extents(read, fft, read), block_cost.largest_window())
 
 
 def _model_warnings(config: JobConfig, volume: VolumeInfo, model: WcrrWeights | None) -> list[str]:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from bigdeconv.engine.recipe import Recipe
+from bigdeconv.errors import StoreError
 from bigdeconv.jobs import record as records
 from bigdeconv.psf import PSF
 from bigdeconv.storage import weights
@@ -35,6 +36,9 @@ class OpenRun:
     ledger: Ledger
     record: RunRecord
     journal: JournalSummary
+    is_running: bool
+    """Whether a driver was writing when the run was opened."""
+    _stamp: tuple[int, int]
     _read_to: int = 0
     """Bytes of the journal that are in the summary."""
 
@@ -48,25 +52,38 @@ class OpenRun:
             If it has no ledger, or plan or journal are damaged.
         """
         ledger = Ledger.open(output)
-        return cls._of(Path(output), ledger, records.load(ledger))
+        # The lock before the journal: a driver that ends in between has written everything that is read.
+        is_running, stamp = ledger.is_being_written(), ledger.stamp()
+        return cls._of(Path(output), ledger, records.load(ledger), is_running=is_running, stamp=stamp)
 
     @classmethod
     def create(cls, output: Path, job: Job, record: RunRecord) -> OpenRun:
         """Store the record of a job, and open the run."""
         output.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.create(output, records.dump(record), records.arrays_of(job.plan), job.plan.model)
-        return cls._of(output, ledger, record)
+        return cls._of(output, ledger, record, is_running=False, stamp=ledger.stamp())
 
     @classmethod
-    def _of(cls, output: Path, ledger: Ledger, record: RunRecord) -> OpenRun:
-        run = cls(output, ledger, record, JournalSummary(record.facts.n_blocks, record.facts.blocks_outside))
+    def _of(
+        cls, output: Path, ledger: Ledger, record: RunRecord, *, is_running: bool, stamp: tuple[int, int]
+    ) -> OpenRun:
+        journal = JournalSummary(record.facts.n_blocks, record.facts.blocks_outside)
+        run = cls(output, ledger, record, journal, is_running, stamp)
         run._catch_up()
         return run
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the journal for writing, alone; what another driver has appended meanwhile is added up first."""
+        """Hold the journal for writing, alone; records that another driver has appended meanwhile are added up first.
+
+        Raises
+        ------
+        StoreError
+            If another living driver holds it, or another run has taken the place of this one.
+        """
         with self.ledger.writing():
+            if self.ledger.stamp() != self._stamp:
+                raise StoreError(f"output: another run has replaced {str(self.output)!r} meanwhile; look at it again.")
             self._catch_up()
             yield
 
@@ -78,7 +95,7 @@ class OpenRun:
     @property
     def state(self) -> str:
         """``running``, ``complete``, ``incomplete`` (closed with blocks missing) or ``interrupted``."""
-        if self.ledger.is_being_written():
+        if self.is_running:
             return "running"
         if self.journal.complete:
             return "complete"

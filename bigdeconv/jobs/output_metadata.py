@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigdeconv.calibration.channel import UINT16_MAX
 from bigdeconv.storage.ome_parsing import Channel
 from bigdeconv.storage.output import LevelSpec, OutputSpec
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.record import RunRecord
     from bigdeconv.planning.blocks import Plan
     from bigdeconv.storage.omezarr import VolumeInfo
-
-UINT16_MAX = 65535.0
 
 
 def output_specs(record: RunRecord) -> tuple[OutputSpec, ...]:
@@ -96,6 +96,7 @@ def _transform(facts: JobFacts, volume: VolumeInfo, plan: Plan, axis: str) -> tu
     """Return scale, translation and unit of an axis at level 0: as stored, or in µm where the user gave the voxel size."""
     stored = volume.axes.index(axis)
     scale, origin, unit = volume.scales[stored], volume.translations[stored], volume.units[stored]
+    origin = origin if math.isfinite(origin) else 0.0
     if axis == "c":
         return 1.0, 0.0, unit
     if axis == "t":
@@ -112,6 +113,6 @@ def _channels(record: RunRecord, volume: VolumeInfo) -> tuple[Channel, ...]:
     for number, numbers in record.channels.items():
         known = volume.channels[number] if number < len(volume.channels) else Channel(f"channel {number}", None, None)
         end = 2 * numbers.settings.intensity_scale * numbers.output_scale
-        limit = UINT16_MAX if record.facts.output_dtype == "uint16" else end
+        limit = float(UINT16_MAX) if record.facts.output_dtype == "uint16" else end
         found.append(Channel(known.label, known.color, (0.0, limit, 0.0, min(end, limit))))
     return tuple(found)

@@ -9,6 +9,7 @@ import numpy as np
 
 from bigdeconv import models
 from bigdeconv.calibration import block_cost
+from bigdeconv.engine import machine
 from bigdeconv.geometry import triple
 from bigdeconv.jobs import inputs
 from bigdeconv.numerics.priors.wcrr import compiled_filters_available
@@ -45,7 +46,7 @@ def for_job(
         settings.update,
         found.n_views,
         "" if model is None else models.digest(model),
-        settings.device,
+        machine.device_here(settings.device),
         resources.threads,
     )
     threads = None if config.scheduler else resources.threads

@@ -167,8 +167,8 @@ def require_device(cuda_devices: dict[str, int], device: str) -> list[str]:
     without = sorted(address for address, count in cuda_devices.items() if not count)
     if device == "cuda" and without:
         raise InvalidInputError(
-            f"device: got cuda, but {len(without)} of {len(cuda_devices)} workers have no CUDA device ({without[0]}); use "
-            "workers with GPUs, or plan again with --device cpu."
+            f"device: the run is for GPUs, but {len(without)} of {len(cuda_devices)} workers have no CUDA device ({without[0]}); "
+            "use workers with GPUs, or start it with --device cpu."
         )
     idle = len(cuda_devices) - len(without)
     if device == "cpu" and idle:

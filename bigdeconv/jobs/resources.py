@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bigdeconv.engine import machine
 from bigdeconv.errors import InvalidInputError
@@ -20,24 +20,31 @@ REMOTE_WORKER_BYTES = 8 * 2**30
 """Assumed memory of a worker of a running cluster where --memory is not given."""
 
 
-def find_resources(config: JobConfig) -> Resources:
+def find_resources(config: JobConfig, device: Literal["cpu", "cuda"] | None = None) -> Resources:
     """Return one worker per GPU, or one per core as memory allows, unless the settings say otherwise.
+
+    Parameters
+    ----------
+    config : JobConfig
+    device : {"cpu", "cuda"}, optional
+        Device of the blocks.  Default: that of the settings, or else the GPUs of this machine.
 
     Raises
     ------
     InvalidInputError
         If a GPU is asked for on a machine without one.
     """
+    device = device or config.device
     cores = machine.n_cores()
-    gpus = 0 if config.device == "cpu" else machine.n_cuda_devices()
-    if config.device == "cuda" and gpus == 0 and config.scheduler is None:
+    gpus = 0 if device == "cpu" else machine.n_cuda_devices()
+    if device == "cuda" and gpus == 0 and config.scheduler is None:
         raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
     workers = min(config.workers or gpus, gpus) if gpus else config.workers or _workers_that_fit(config, cores)
     return Resources(
         workers,
         threads=max(cores // workers, 1),
         budget_bytes=_budget_bytes(config, workers),
-        device="cuda" if gpus or config.device == "cuda" else "cpu",
+        device="cuda" if gpus or device == "cuda" else "cpu",
         device_budget_bytes=int(DEVICE_SHARE * machine.cuda_memory_bytes()) if gpus else None,
     )
 

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
-_SOURCES = {"bigdeconv": logging.INFO, "distributed": logging.WARNING}
-"""Loggers that are written to the log, from which level on."""
+_SILOS = ("distributed.client", "distributed.scheduler", "distributed.worker", "distributed.nanny")
 
 
 class _RunLog(logging.FileHandler):
@@ -38,15 +37,22 @@ def logged_to(path: Path) -> Iterator[None]:
     """Append the messages of bigdeconv, and Dask's warnings, to a file."""
     handler = _RunLog(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
-    loggers = {logging.getLogger(name): level for name, level in _SOURCES.items()}
-    before = {logger: logger.level for logger in loggers}
-    for logger, level in loggers.items():
+    handler.addFilter(_is_relevant)
+    # Some of Dask's loggers hand nothing on to those above them.
+    names = ["bigdeconv", "distributed", *(n for n in _SILOS if not logging.getLogger(n).propagate)]
+    loggers = [logging.getLogger(name) for name in names]
+    own, level = loggers[0], loggers[0].level
+    own.setLevel(min(logging.INFO, level or logging.INFO))
+    for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(min(level, logger.level or level))
     try:
         yield
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-            logger.setLevel(before[logger])
+        own.setLevel(level)
         handler.close()
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return record.name.startswith("bigdeconv") or record.levelno >= logging.WARNING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bigdeconv.geometry import PRIOR_MARGIN, Triple
 from bigdeconv.planning.tuned import (
@@ -84,10 +84,7 @@ class Contents:
 
 def worker_terms(contents: Contents, block: Extents) -> Terms:
     """Return the terms of a worker that computes on CPU cores."""
-    slab_bytes = max(SLAB_BYTES * contents.threads, block.plane_bytes)
-    # A single view's spectrum is overwritten step by step.  With several views it stays, beside their sum and the planes of one.
-    spectra_bytes = block.spectrum_bytes if contents.n_views == 1 else 2 * block.spectrum_bytes + block.planes_bytes
-    solver = _solver_terms(contents, block, spectra_bytes + FFT_SLABS * slab_bytes, slab_bytes)
+    solver = _cpu_solver_terms(contents, block)
     # Each of two threads has a heap.  It keeps the small arrays of the conversion to photons, or gaps between those of a prior's
     # iterations; of large arrays up to twice the largest that it has held.
     kept = 4 * HEAP_BYTES
@@ -116,31 +113,43 @@ def device_terms(contents: Contents, block: Extents) -> Terms:
     return (*solver, ("FFT library", block.spectrum_bytes))
 
 
-def driver_terms(contents: Contents, sampled_voxels: int, window: Extents) -> Terms:
-    """Return the terms of the driver while it calibrates a channel.
+def driver_terms(contents: Contents, sampled_voxels: int, sample: Extents, trial: Extents) -> Terms:
+    """Return the terms of the driver while it plans and calibrates.
 
     Parameters
     ----------
     contents : Contents
     sampled_voxels : int
-        Voxels of all sample regions and views.
-    window : Extents
+        Voxels of all sample regions and views of a channel.
+    sample : Extents
         Largest sample region with its halo, which is restored to choose the output scale.
+    trial : Extents
+        Window of one view that is restored to measure the cost of a block.
     """
-    item = 8 if contents.input_itemsize == 8 else 4
+    samples = sampled_voxels * contents.input_itemsize
     # One number per sampled voxel, in pieces and put together.
-    estimates = 2 * sampled_voxels * item
-    slab_bytes = max(SLAB_BYTES * contents.threads, window.plane_bytes)
-    spectra_bytes = 2 * window.spectrum_bytes + window.planes_bytes
-    restoration = sum(
-        size for _, size in _solver_terms(contents, window, spectra_bytes + FFT_SLABS * slab_bytes, slab_bytes)
-    )
+    estimates = 2 * sampled_voxels * (8 if contents.input_itemsize == 8 else 4)
+    single = replace(contents, n_views=1)
     process = PROCESS_BYTES + (contents.prior.process_bytes if contents.prior else 0)
     return (
         ("process", process),
-        ("samples", sampled_voxels * contents.input_itemsize),
-        ("estimates, or the restoration of a sample", max(estimates, restoration)),
+        (
+            "samples, or a trial",
+            max(samples + max(estimates, _restoration(contents, sample)), _restoration(single, trial)),
+        ),
     )
+
+
+def _restoration(contents: Contents, window: Extents) -> int:
+    """Return the peak of the restoration of a window on CPU cores, without the process."""
+    return sum(size for _, size in _cpu_solver_terms(contents, window))
+
+
+def _cpu_solver_terms(contents: Contents, block: Extents) -> Terms:
+    slab_bytes = max(SLAB_BYTES * contents.threads, block.plane_bytes)
+    # A single view's spectrum is overwritten step by step.  With several views it stays, beside their sum and the planes of one.
+    spectra_bytes = block.spectrum_bytes if contents.n_views == 1 else 2 * block.spectrum_bytes + block.planes_bytes
+    return _solver_terms(contents, block, spectra_bytes + FFT_SLABS * slab_bytes, slab_bytes)
 
 
 def prior_voxels(read: Triple, fft: Triple) -> int:

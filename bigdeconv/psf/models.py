@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
-    Mask = npt.NDArray[np.bool_]
-    TripleUm = tuple[float, float, float]
 
 
 def gaussian(sigma_zyx: Sequence[float], *, truncate: float = 4.0) -> npt.NDArray[np.float32]:

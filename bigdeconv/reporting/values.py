@@ -9,12 +9,14 @@ from bigdeconv.reporting import certificate
 from bigdeconv.reporting.status import status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bigdeconv.jobs.facts import JobFacts
     from bigdeconv.jobs.open_run import OpenRun
     from bigdeconv.storage.ledger import JournalSummary
 
 
-def report_values(run: OpenRun, seams: dict[str, Any] | None) -> dict[str, Any]:
+def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[str] = ()) -> dict[str, Any]:
     """Return the contents of a report.
 
     Parameters
@@ -22,6 +24,8 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None) -> dict[str, Any]:
     run : OpenRun
     seams : dict or None
         Seam certificate of the run.
+    errors : sequence of str
+        Failures of probes.
     """
     status, attributes = status_of(run), attributes_of(run.record)
     good = status["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
@@ -31,7 +35,7 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None) -> dict[str, Any]:
         **{k: v for k, v in status.items() if k != "output"},
         "good": good,
         "verdict": f"{blocks} {certificate.verdict(seams)}".rstrip(),
-        "warnings": [*run.record.warnings, *certificate.warnings(seams)],
+        "warnings": [*run.record.warnings, *errors, *certificate.warnings(seams)],
         "seams": seams,
         "work": _work_values(run.journal),
         "plan": _plan_values(run.record.facts),

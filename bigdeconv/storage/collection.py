@@ -15,7 +15,8 @@ from bigdeconv.geometry import ceil_div
 from bigdeconv.storage import validation
 from bigdeconv.storage.locations import is_remote, open_store, resolve_location
 from bigdeconv.storage.ome_parsing import open_group
-from bigdeconv.storage.output import OutputSpec, create_output, in_memory_group, new_output
+from bigdeconv.storage.ome_quiet import silent_ome_zarr
+from bigdeconv.storage.output import OutputSpec, checked_attributes, create_output, in_memory_group, new_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +103,12 @@ def create_outputs(path: Path, collection: Collection, specs: Sequence[OutputSpe
             _make_plate(folder, collection.plate, collection.wells, specs[0].ome_version)
         for output, spec in zip(collection.outputs(folder), specs, strict=True):
             create_output(output, spec)
+
+
+def check_specs(specs: Sequence[OutputSpec]) -> None:
+    """Refuse outputs that could not be created, before anything is removed or written; see `create_output`."""
+    for spec in specs:
+        checked_attributes(spec)
 
 
 def validate(location: str | Path, *, deep: bool = False) -> list[str]:
@@ -200,7 +207,8 @@ def _bad_plate(where: str, reason: str) -> InvalidInputError:
 
 def _make_plate(folder: Path, plate: dict[str, Any], wells: dict[str, dict[str, Any]], ome_version: OmeVersion) -> None:
     """Write the groups of a plate, its rows and wells."""
-    from ome_zarr.writer import write_plate_metadata, write_well_metadata
+    with silent_ome_zarr():
+        from ome_zarr.writer import write_plate_metadata, write_well_metadata
 
     rows, columns = ([entry["name"] for entry in plate[key]] for key in ("rows", "columns"))
     group, fmt = in_memory_group(ome_version)

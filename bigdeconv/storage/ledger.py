@@ -18,17 +18,18 @@ nothing: a block of zeros writes none.  See ``DESIGN.md`` beside this file.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -102,6 +103,8 @@ class Ledger:
                 (building / "plan.json").write_text(json.dumps(plan, indent=1))
                 (building / "journal.jsonl").touch()
                 (building / "lock").touch()
+                for file in building.glob("*.safetensors"):  # written for their owner alone
+                    shutil.copymode(building / "plan.json", file)
         except (OSError, SafetensorError) as error:
             raise StoreError(f"output: the ledger {str(ledger.path)!r} cannot be written ({error}).") from error
         return ledger
@@ -139,10 +142,28 @@ class Ledger:
             raise StoreError(f"output: {str(path)!r} is damaged (it holds a {type(content).__name__}, not a plan).")
         return content
 
+    def stamp(self) -> tuple[int, int]:
+        """Return what changes when another plan takes the place of this one."""
+        status = (self.path / "plan.json").stat()
+        return status.st_mtime_ns, status.st_ino
+
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Store plain values under a name."""
-        with replaced_file(self.path / f"{name}.json") as building:
-            building.write_text(json.dumps(values, indent=1))
+        """Store plain values under a name; see `write_text`."""
+        self.write_text(f"{name}.json", json.dumps(values, indent=1))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Store a file.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        try:
+            with replaced_file(self.path / name) as building:
+                building.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"output: {str(self.path / name)!r} cannot be written ({error}).") from error
 
     def certificate(self) -> dict[str, Any] | None:
         """Return the stored certificate, or None where there is none that can be read."""
@@ -153,8 +174,18 @@ class Ledger:
         return content
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the stored arrays, the PSFs among them."""
-        return dict(load_file(str(self.path / "arrays.safetensors")))
+        """Return the stored arrays, the PSFs among them.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be read.
+        """
+        path = self.path / "arrays.safetensors"
+        try:
+            return dict(load_file(str(path)))
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"output: {str(path)!r} cannot be read ({error}).") from error
 
     def records(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the records of the journal and where each ends, in bytes; an incomplete last line is left out.
@@ -198,6 +229,8 @@ class Ledger:
             raise StoreError(
                 f"output: another run is writing it (the lock {lock.lock_file!r} is held); wait for it or stop it."
             ) from error
+        except OSError as error:
+            raise StoreError(f"output: the lock {lock.lock_file!r} cannot be taken ({error}).") from error
         with held:
             self._cut_torn_line()
             try:
@@ -207,15 +240,23 @@ class Ledger:
                 self._journal = None
 
     def is_being_written(self) -> bool:
-        """Tell whether a living driver holds the journal; the right to read suffices."""
-        for attempt in range(3):
-            if attempt:
-                time.sleep(0.05)  # it may have been another one who only looked
-            with (self.path / "lock").open() as lock:
-                if lock_descriptor(lock.fileno(), blocking=False):
-                    unlock_descriptor(lock.fileno())
-                    return False
-        return True
+        """Tell whether a living driver holds the journal; the right to read suffices.
+
+        Raises
+        ------
+        StoreError
+            If the file system knows no locks.
+        """
+        # A shared lock, which filelock does not offer for a file that may only be read: probes do not disturb one another, and
+        # a network file system grants it to readers.
+        with (self.path / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    return True
+                raise StoreError(f"output: the lock {lock.name!r} cannot be looked at ({error}).") from error
+        return False
 
     def append(self, record: Mapping[str, Any]) -> int:
         """Append one record to the journal and sync it to disk; return the bytes that were written."""

@@ -19,6 +19,7 @@ from bigdeconv.storage.atomic import new_folder
 from bigdeconv.storage.codecs import compressors
 from bigdeconv.storage.locations import is_remote, open_store, reported, resolve_location
 from bigdeconv.storage.ome_parsing import KINDS, Channel, one_line
+from bigdeconv.storage.ome_quiet import silent_ome_zarr
 from bigdeconv.storage.omezarr import ATTRIBUTES_KEY
 
 if TYPE_CHECKING:
@@ -88,10 +89,21 @@ def create_output(path: Path, spec: OutputSpec) -> None:
     where = resolve_location(path)
     if is_remote(where):
         raise StoreError(f"cannot write to {where}: output goes to local paths only")
-    _check_spec(spec)
-    attributes = {**_multiscales(spec), ATTRIBUTES_KEY: spec.attributes}
+    attributes = checked_attributes(spec)
     with new_output(Path(where)) as folder:
         _make_arrays(folder, spec, attributes)
+
+
+def checked_attributes(spec: OutputSpec) -> dict[str, Any]:
+    """Return the group attributes of an image; nothing is written.
+
+    Raises
+    ------
+    InvalidInputError
+        If the specification contradicts itself or the OME-Zarr version.
+    """
+    _check_spec(spec)
+    return {**_multiscales(spec), ATTRIBUTES_KEY: spec.attributes}
 
 
 @contextmanager
@@ -122,10 +134,9 @@ def new_output(path: Path) -> Iterator[Path]:
 
 def in_memory_group(ome_version: OmeVersion) -> tuple[zarr.Group, Format]:
     """Return a group for the writers of ome-zarr, so that they refuse bad metadata before anything is on disk, and its format."""
-    from ome_zarr.format import (
-        FormatV04,
-        FormatV05,
-    )  # takes as long to import as zarr itself, and workers never need it
+    # It takes as long to import as zarr itself, and workers never need it.
+    with silent_ome_zarr():
+        from ome_zarr.format import FormatV04, FormatV05
 
     fmt = FormatV05() if ome_version == "0.5" else FormatV04()
     return zarr.create_group(MemoryStore(), zarr_format=3 if ome_version == "0.5" else 2), fmt
@@ -226,8 +237,8 @@ def _make_arrays(folder: Path, spec: OutputSpec, attributes: dict[str, Any]) -> 
 
 def _multiscales(spec: OutputSpec) -> dict[str, Any]:
     """Return the attributes that ome-zarr writes for an image."""
-    from ome_zarr.writer import write_multiscales_metadata
-
+    with silent_ome_zarr():
+        from ome_zarr.writer import write_multiscales_metadata
     axes = []
     for name, unit in zip(spec.axes, spec.units, strict=True):
         stored = {"name": name, "type": KINDS.get(name), "unit": unit}
@@ -245,10 +256,12 @@ def _multiscales(spec: OutputSpec) -> dict[str, Any]:
     rendering = {"omero": _omero(spec)} if spec.channels else {}
     group, fmt = in_memory_group(spec.ome_version)
     try:
-        write_multiscales_metadata(group, datasets, fmt=fmt, axes=axes, name=spec.name, metadata=rendering)
+        with silent_ome_zarr():
+            write_multiscales_metadata(group, datasets, fmt=fmt, axes=axes, name=spec.name, metadata=rendering)
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidInputError(f"the output would be no valid OME-Zarr image: {one_line(error)}") from error
     attributes: dict[str, Any] = group.attrs.asdict()
+    _check_json(attributes)
     return attributes
 
 

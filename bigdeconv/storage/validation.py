@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +20,7 @@ from bigdeconv.storage.ome_parsing import (
     open_group,
     parse_image,
 )
+from bigdeconv.storage.ome_quiet import silent_ome_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,7 +139,7 @@ def reader_problems(where: str, kind: Literal["image", "plate"], shapes: Sequenc
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
-    with _silent_ome_zarr():
+    with silent_ome_zarr():
         try:
             group = parse_url(where)
             nodes = [] if group is None else list(Reader(group)())
@@ -193,20 +192,6 @@ def _open_level(where: str, image: StoredImage, number: int) -> _Level:
     return _Level(path, array, scales, translations)
 
 
-@contextmanager
-def _silent_ome_zarr() -> Iterator[None]:
-    """Keep ome-zarr's warnings and log from the user, who gets its verdict in a sentence."""
-    logger = logging.getLogger("ome_zarr")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _metadata_problems(image: StoredImage, levels: Sequence[_Level]) -> Iterator[str]:
     """Check the version and the names of dimensions, as ome-zarr-models does where it is installed."""
     if image.version not in VERSIONS:
@@ -230,7 +215,7 @@ def _level_problems(first: _Level, level: _Level, axes: tuple[str, ...]) -> list
             problems.append(f"{name} is coarser on axis {axis} by {ratio:.6g}; expected a whole factor")
             continue
         expected = first.translations[i] + (level.scales[i] - first.scales[i]) / 2
-        if abs(level.translations[i] - expected) > 1e-6 * level.scales[i]:
+        if not abs(level.translations[i] - expected) <= 1e-6 * level.scales[i]:
             problems.append(
                 f"{name} has translation {level.translations[i]:.9g} on axis {axis}; expected {expected:.9g}"
             )

@@ -46,6 +46,8 @@ def save(
         "optimizer": optimizer.state_dict(),
     }
     try:
+        for abandoned in folder.glob(f"{NAME.partition('.')[0]}.*.partial*"):  # of a training that was killed
+            abandoned.unlink()
         with replaced_file(folder / NAME, sync=True) as building, building.open("wb") as file:
             torch.save(state, file)  # given a path, torch would write its random name into the file
     except (OSError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from collections import Counter
 from pathlib import Path
 
@@ -146,3 +148,52 @@ def test_a_journal_of_another_plan_is_named(interrupted):
         journal.write('{"block": 4}\n')
     with pytest.raises(StoreError, match=r"the journal names block 4, but the plan has 4 blocks"):
         OpenRun.open(interrupted.output)
+
+
+class TestMeanwhile:
+    """Between the opening of a run and its lock, another driver may have come."""
+
+    def test_a_run_in_the_place_of_another_is_not_written(self, interrupted):
+        opened = OpenRun.open(interrupted.output)
+        plan = opened.ledger.path / "plan.json"
+        other = plan.with_name("other.json")
+        other.write_bytes(plan.read_bytes())
+        other.replace(plan)
+        with pytest.raises(StoreError, match="another run has replaced"), opened.writing():
+            pass
+
+    def test_records_of_another_driver_are_added_up(self, interrupted):
+        first, second = (OpenRun.open(interrupted.output) for _ in range(2))
+        missing = first.journal.finished.index(0)
+        with second.writing():
+            second.append({"block": missing, "voxels": 5})
+        assert not first.journal.finished[missing]
+        with first.writing():
+            assert first.journal.finished[missing]
+        assert first.journal.blocks_finished == second.journal.blocks_finished
+
+    def test_probing_whether_a_run_is_written_takes_a_shared_lock(self, finished, monkeypatch):
+        """A network file system grants no other to who may only read, and two that look at once do not disturb each other."""
+        wanted = []
+        monkeypatch.setattr("bigdeconv.storage.ledger.fcntl.flock", lambda _, how: wanted.append(how))
+        assert not Ledger.open(finished.output).is_being_written()
+        assert wanted == [fcntl.LOCK_SH | fcntl.LOCK_NB]
+
+    def test_a_file_system_without_locks_is_an_error_of_the_store(self, finished, monkeypatch):
+        def no_locks(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("bigdeconv.storage.ledger.fcntl.flock", no_locks)
+        with pytest.raises(StoreError, match=r"lock .* cannot be looked at .*No locks"):
+            OpenRun.open(finished.output)
+
+
+class TestCertificate:
+    def test_probes_that_all_fail_leave_the_certificate_and_say_so(self, finished, tmp_path, monkeypatch):
+        output = make.copied(Path(finished.output), tmp_path)
+        ledger = Ledger.open(output)
+        ledger.write_json("certificate", good := {**ledger.certificate(), "error": 1e-5})
+        monkeypatch.setattr(pipeline, "run_probes", lambda *_: ([], ["seam probe 0: out of order"]))
+        values = bigdeconv.report(output, probes_count=2)
+        assert ledger.certificate()["error"] == good["error"]
+        assert "seam probe 0: out of order" in values["warnings"]

@@ -23,11 +23,14 @@ def join(scheduler: str) -> Client:
     ClusterLostError
         If no scheduler answers, or it has no worker within a minute.
     """
+    client = None
     try:
         address = scheduler if "://" in scheduler else _address_in(Path(scheduler))
         client = Client(address, set_as_default=False, timeout=30)
         client.wait_for_workers(1, timeout=60)
     except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        if client is not None:
+            client.close()
         raise ClusterLostError(
             f"scheduler: no Dask cluster with workers answers at {scheduler!r} ({error}); "
             "give tcp://HOST:PORT or a scheduler file, and start at least one worker."

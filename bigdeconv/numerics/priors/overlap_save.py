@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
-from bigdeconv.geometry import ceil_div, triple
+from bigdeconv.geometry import ceil_div, round_up, triple
 from bigdeconv.numerics.priors import numba_kernels
 from bigdeconv.numerics.priors.filters import impulse_response, reach, tiles
 from bigdeconv.planning.tuned import MAX_TILES, TILE_DEPTH, TILE_SEGMENTS
@@ -66,8 +66,8 @@ class OverlapSaveFilters:
         kernels = impulse_response(layers).flip(1, 2, 3)
         filters = torch.einsum("pt,czyt->pczy", of_filter[:, : kernels.shape[3]], kernels)
         # The compiled kernel processes several points and channels at a time; zeros fill their numbers up.
-        more_points = _round_up(len(ahead), numba_kernels.POINTS) - len(ahead)
-        more_channels = _round_up(len(alpha), numba_kernels.CHANNELS) - len(alpha)
+        more_points = round_up(len(ahead), numba_kernels.POINTS) - len(ahead)
+        more_channels = round_up(len(alpha), numba_kernels.CHANNELS) - len(alpha)
         filters = pad(filters, (0, 0, 0, 0, 0, more_channels, 0, more_points))
         ahead, back = (pad(matrix, (0, 0, 0, more_points)) for matrix in (ahead, back))
         column = pad(alpha, (0, more_channels), value=1.0)[:, None, None]
@@ -106,7 +106,7 @@ class OverlapSaveFilters:
         """Return the transformed segments of a tile, ``point z y·segment``, with spare rows at the end of a plane."""
         (n_points, length), row = self._ahead.shape, self._row(x.shape)
         n_segments = row * self._valid(x.shape)[1]
-        spare = ceil_div(_round_up(n_segments, numba_kernels.NEIGHBOURS) - n_segments, row)
+        spare = ceil_div(round_up(n_segments, numba_kernels.NEIGHBOURS) - n_segments, row)
         padded = pad(x, (0, (row - 1) * numba_kernels.STRIDE + length - x.shape[2], 0, spare))
         segments = padded.unfold(2, length, numba_kernels.STRIDE).reshape(-1, length)
         return (self._ahead @ segments.t()).view(n_points, x.shape[0], -1)
@@ -173,7 +173,7 @@ def products_per_segment(reach_x: int) -> tuple[int, int]:
     >>> products_per_segment(6)
     (35, 18)
     """
-    return _round_up(3 * _segment_length(reach_x) // 2 - 1, numba_kernels.POINTS), numba_kernels.STRIDE
+    return round_up(3 * _segment_length(reach_x) // 2 - 1, numba_kernels.POINTS), numba_kernels.STRIDE
 
 
 def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> int:
@@ -185,13 +185,9 @@ def work_bytes(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> int:
         Kernels of the convolutions.
     """
     rz, ry, rx = reach(layers)
-    n_channels = _round_up(layers[-1].shape[0], numba_kernels.CHANNELS)
+    n_channels = round_up(layers[-1].shape[0], numba_kernels.CHANNELS)
     n_points, stride = products_per_segment(rx)
     # For each segment the points before and after the filters, and twice its voxels.
     planes = (TILE_DEPTH + rz) * TILE_SEGMENTS * (ry + 2) * 2 * (n_points + _segment_length(rx))
     filters = 2 * (rz + 1) * (ry + 1) * n_points
     return 4 * (planes + n_channels * (filters + numba_kernels.NEIGHBOURS * (n_points + stride)))
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return ceil_div(n, multiple) * multiple

@@ -1,0 +1,79 @@
+"""Devices of a job: those of the workers, whatever the driver's own machine has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bigdeconv import pipeline
+from bigdeconv.config import make_config
+from bigdeconv.engine import machine
+from bigdeconv.errors import InvalidInputError
+from bigdeconv.jobs.job import calibrate_job, plan_job
+from bigdeconv.jobs.resources import find_resources
+from tests import make
+
+
+@pytest.fixture
+def settings(tmp_path):
+    make.volume(tmp_path / "in.zarr", make.scene(8, 32, 32))
+    places = {"input": str(tmp_path / "in.zarr"), "output": str(tmp_path / "out.zarr")}
+    return places | {"psf": str(make.psf_tiff(tmp_path / "psf.tif")), "method": "rl", "iterations": 3}
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Let the driver's machine have so many GPUs, of 8 GiB each."""
+
+    def have(count):
+        monkeypatch.setattr(machine, "n_cuda_devices", lambda: count)
+        monkeypatch.setattr(machine, "cuda_memory_bytes", lambda: 8 * 2**30)
+
+    return have
+
+
+def test_a_driver_without_a_gpu_plans_and_calibrates_for_workers_with_gpus(settings, gpus):
+    gpus(0)
+    config = make_config(settings | {"device": "cuda", "scheduler": "tcp://127.0.0.1:1"})
+    plan = plan_job(config)
+    assert plan.facts.settings.device == "cuda"
+    job = calibrate_job(plan)
+    assert job.calibrations[0].numbers.settings.device == "cuda"
+
+
+def test_workers_without_gpus_decide_beside_a_driver_with_one(settings, gpus):
+    gpus(1)
+    config = make_config(settings | {"scheduler": "tcp://127.0.0.1:1"})
+    assert find_resources(config).device == "cuda"
+    assert find_resources(config, "cpu").device == "cpu"
+    assert find_resources(config, "cpu").device_budget_bytes is None
+
+
+def test_a_gpu_that_is_not_there_is_refused(settings, gpus):
+    gpus(0)
+    with pytest.raises(InvalidInputError, match="device: got cuda, but torch finds no CUDA device here"):
+        find_resources(make_config(settings | {"device": "cuda"}))
+    assert find_resources(make_config(settings)).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("found", "device"),
+    [({"a": 1, "b": 2}, "cuda"), ({"a": 1, "b": 0}, "cpu"), ({"a": 0}, "cpu")],
+    ids=["all have", "some have", "none has"],
+)
+def test_auto_asks_the_workers_of_a_running_cluster(cluster_address, settings, monkeypatch, found, device):
+    monkeypatch.setattr(pipeline, "cuda_devices", lambda _: found)
+    config = make_config(settings | {"scheduler": cluster_address})
+    assert pipeline._worker_device(config) == device
+    assert pipeline._worker_device(make_config(settings)) is None
+    assert pipeline._worker_device(make_config(settings | {"device": "cpu"})) == "cpu"
+
+
+def test_the_record_says_which(cluster_address, settings):
+    assert make.bigdeconv(
+        "run", settings["input"], settings["output"], "--psf", settings["psf"], "--method", "rl", "--iterations", 3,
+        "--scheduler", cluster_address,
+    ).exit_code == 0  # fmt: skip
+    plan = json.loads(json.dumps(make.plan_of(settings["output"])))
+    assert plan["facts"]["settings"]["device"] == plan["facts"]["resources"]["device"] == "cpu"
