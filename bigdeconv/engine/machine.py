@@ -9,6 +9,8 @@ import torch
 from dask.system import cpu_count
 from distributed.system import memory_limit
 
+from bigdeconv.planning.tuned import CUDA_BUILD_BYTES, PROCESS_BYTES
+
 _UNLIMITED_BYTES = 2**60
 """Limits from here on are those of control groups without one."""
 
@@ -64,6 +66,11 @@ def _limits(root: Path, path: str, name: str) -> list[int]:
         if limit < _UNLIMITED_BYTES:
             found.append(limit)
     return found
+
+
+def process_bytes() -> int:
+    """Return the resident memory of a process with the libraries that are installed here, before any block."""
+    return PROCESS_BYTES + (CUDA_BUILD_BYTES if torch.version.cuda else 0)
 
 
 def n_cuda_devices() -> int:

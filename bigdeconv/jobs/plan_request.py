@@ -61,6 +61,7 @@ def for_job(
             output_itemsize=np.dtype(output_dtype(config, volume)).itemsize,
             prior=prior_memory(settings, model, threads=threads),
             threads=resources.threads,
+            process_bytes=machine.process_bytes(),
         ),
         resources=replace(resources, workers=max(resources.workers // len(found.volumes), 1)),
         costs=block_cost.measure(subject, model),

@@ -75,6 +75,8 @@ class Contents:
     prior: PriorMemory | None = None
     threads: int = 1
     """Cores of a worker; they share each slab."""
+    process_bytes: int = PROCESS_BYTES
+    """Resident memory of the process before any block."""
 
     @property
     def photon_bytes(self) -> int:
@@ -90,7 +92,7 @@ def worker_terms(contents: Contents, block: Extents) -> Terms:
     kept = 4 * HEAP_BYTES
     if 4 * math.prod(block.read) < HEAP_BYTES:
         kept = max(2 * PREPARING_BYTES * math.prod(block.read), 3 * dict(solver)[_WORK] // 4)
-    process = PROCESS_BYTES + (contents.prior.process_bytes if contents.prior else 0)
+    process = contents.process_bytes + (contents.prior.process_bytes if contents.prior else 0)
     return ("process", process), *solver, ("kept in heaps", kept), *_terms_beside(contents, block)
 
 
@@ -130,7 +132,7 @@ def driver_terms(contents: Contents, sampled_voxels: int, sample: Extents, trial
     # One number per sampled voxel, in pieces and put together.
     estimates = 2 * sampled_voxels * (8 if contents.input_itemsize == 8 else 4)
     single = replace(contents, n_views=1)
-    process = PROCESS_BYTES + (contents.prior.process_bytes if contents.prior else 0)
+    process = contents.process_bytes + (contents.prior.process_bytes if contents.prior else 0)
     return (
         ("process", process),
         (

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 # glibc's allocator and the processes, `tests/benchmarks/memory.py`.
 PROCESS_BYTES = 450 * 2**20
-"""Resident memory of a worker that has imported torch, Dask and zarr, before any block."""
+"""Resident memory of a worker that has imported torch (built for CPUs), Dask and zarr, before any block."""
+CUDA_BUILD_BYTES = 300 * 2**20
+"""Resident memory that a torch built for CUDA adds to a process, without a GPU too (torch 2.13 with CUDA 13.0: 280 MiB)."""
 CUDA_PROCESS_BYTES = 3 * 2**30
 """Resident memory of a worker with an open CUDA context, before any block; not measured yet."""
 COMPILER_BYTES = 200 * 2**20

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from bigdeconv.psf import gaussian
 from tests import make
@@ -163,7 +164,8 @@ def test_a_million_blocks_are_planned_within_20_cpu_seconds_and_500_mb(tmp_path)
     cpu_seconds, peak_bytes = json.loads(done.stderr)
     assert make.one_object(done.stdout)["n_blocks"] == 10**6
     assert cpu_seconds < 20
-    assert peak_bytes < 500e6
+    # While it is loaded, a torch built for CUDA takes 406 MiB more than one for CPUs.
+    assert peak_bytes < 500e6 + (430e6 if torch.version.cuda else 0)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(source, tmp_path, no_cluster):
