@@ -201,7 +201,7 @@ def blend_wider_than_the_core(folder):
 def no_memory(folder):
     return {"flags": ("--memory", "100MiB")}, (
         "memory",
-        r"needs 0\.4\d GiB",
+        r"needs 0\.[47]\d GiB",
         "its budget is 0.10 GiB",
         r"--memory 0\.\d\dGiB would fit",
     )

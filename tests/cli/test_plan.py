@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigdeconv.engine.machine import process_bytes
 from bigdeconv.psf import gaussian
 from tests import make
 from tests.cli.jobs import TWO_BLOCKS
@@ -66,17 +67,18 @@ def test_chunks_that_make_reading_dear_are_named_with_those_that_help(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("mib_beside_process", "flags", "named"),
     [
-        (("--memory", "500MiB", "--iterations", "40"), {"--memory", "--block-shape", "--iterations"}),
-        (("--memory", "600MiB", "--block-shape", "128,128,128"), {"--memory", "--block-shape"}),
-        (("--memory", "480MiB", "--halo", "40,40,40", "--block-shape", "16,16,16"), {"--memory", "--halo"}),
+        (50, ("--iterations", "40"), {"--memory", "--block-shape", "--iterations"}),
+        (150, ("--block-shape", "128,128,128"), {"--memory", "--block-shape"}),
+        (30, ("--halo", "40,40,40", "--block-shape", "16,16,16"), {"--memory", "--halo"}),
     ],
     ids=["halo", "block", "given-halo"],
 )
-def test_what_a_refusal_for_memory_advises_works(tmp_path, flags, named):
+def test_what_a_refusal_for_memory_advises_works(tmp_path, mib_beside_process, flags, named):
+    flags = (*flags, "--memory", f"{process_bytes() // 2**20 + mib_beside_process}MiB", "--json")
     psf = make.psf_tiff(tmp_path / "psf.tif", gaussian((1.5, 1.0, 1.0)))
-    job = ("plan", "--shape", "1,1,512,512,512", "--psf", psf, "--method", "rl", "--device", "cpu", *flags, "--json")
+    job = ("plan", "--shape", "1,1,512,512,512", "--psf", psf, "--method", "rl", "--device", "cpu", *flags)
     refused = bigdeconv(*job)
     assert refused.exit_code == 3
     advice = dict(re.findall(r"(--[a-z-]+) ([\w.,]+) would fit", json.loads(refused.stdout)["error"]))
