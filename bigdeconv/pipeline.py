@@ -120,6 +120,8 @@ def run(
 ) -> RunSummary:
     """Deconvolve one or several volumes: ``run(input="in.zarr", output="out.zarr", psf="psf.tif")``.
 
+    Workers of this machine import the script that calls this, so there it stands below ``if __name__ == "__main__":``.
+
     Parameters
     ----------
     config : JobConfig, optional
@@ -147,6 +149,7 @@ def run(
     ClusterLostError
         If the workers went away; finished blocks stay finished.
     """
+    preconditions.require_guarded_script()
     config, events = _config(config, settings), events or Events()
     output = preconditions.local_output(config.output)
     continues = resume and ledger_path(output).exists()
@@ -197,6 +200,7 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
     StoreError
         If there is no ledger, another run is writing, or the input has changed.
     """
+    preconditions.require_guarded_script()
     with _stopping_on_termination():
         path = preconditions.local_output(str(output))
         preconditions.require_idle(path)

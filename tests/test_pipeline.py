@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -323,6 +325,21 @@ def two_kernels():
     narrow = np.exp(-(offsets**2) / (2 * 0.8**2))
     kernels = np.stack([wide * narrow[None, :, None], wide * narrow[None, None, :]])
     return (kernels / kernels.sum(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
+
+
+def test_a_run_is_refused_in_a_worker_that_imports_its_script(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import multiprocessing\nimport bigdeconv\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=int)\n"
+        "    worker.start()\n    worker.join()\n"
+        "else:\n"
+        "    bigdeconv.run(input='in.zarr', output='out.zarr', psf='psf.tif')\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'put the call below `if __name__ == "__main__":`' in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [script.name]
 
 
 class TestResume:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bigdeconv.config import JobConfig  # noqa: TC001  (the ledger stores the facts by their annotations)
@@ -74,9 +74,9 @@ class JobPlan:
     facts: JobFacts
     psfs: dict[int, PSF]
     """By channel."""
-    model: WcrrWeights | None
+    model: WcrrWeights | None = field(repr=False)
     """Learned prior."""
-    outside: np.ndarray | None
+    outside: np.ndarray | None = field(repr=False)
     """Whether a block lies outside the mask, by its index through all volumes; None without a mask."""
     costs: Costs
     """Measured on this machine."""

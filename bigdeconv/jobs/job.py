@@ -268,8 +268,8 @@ def _decoding_warning(plan: Plan) -> list[str]:
     then = replace(plan, input_chunk_shape=better).decode_amplification
     if then > now / 2:
         return [
-            f"Reading decodes {now:.1f} voxels per voxel written, most of them halo; larger blocks (--block-shape, or more "
-            "--memory) would help."
+            f"Reading decodes {now:.1f} voxels per voxel written: halos, and the rest of the input's chunks.  Larger "
+            "blocks (--block-shape, or more --memory) or a larger region help, where they are possible."
         ]
     return [
         f"Reading decodes {now:.1f} voxels per voxel written, because the input has chunks of "

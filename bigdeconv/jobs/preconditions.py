@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bigdeconv.jobs.record import RunRecord
+
+
+def require_guarded_script() -> None:
+    """Refuse a run that a script starts again when a worker imports it."""
+    # The flag of `multiprocessing` itself: true while a spawned process imports the script of its parent.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InvalidInputError(
+            "A worker imported the script that started it, and came to the run again; put the call below "
+            '`if __name__ == "__main__":`.'
+        )
 
 
 def local_output(location: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ class PSF:
     (1, (17, 13, 13), (8, 6, 6))
     """
 
-    views: npt.NDArray[np.float32]
+    views: npt.NDArray[np.float32] = field(repr=False)
     """``v z y x``; ``v`` is 1 for a single view."""
     voxel_zyx_um: tuple[float, float, float]
     """Voxel size of the PSF and of the data it is for."""

@@ -49,8 +49,8 @@ def verdict(found: Mapping[str, Any] | None) -> str:
         return ""
     relation = "within" if found["within_tolerance"] else "ABOVE"
     return (
-        f"Error next to {len(found['probes'])} seams that were solved again: {found['error']:.1e}, {relation} the tolerance of "
-        f"{found['tolerance']:g}."
+        f"Error next to {len(found['probes'])} seams that were solved again, pooled on the worst axis: {found['error']:.2e}, "
+        f"{relation} the tolerance of {found['tolerance']:g}; worst single seam: {found['worst']['error']:.2e}."
     )
 
 
