@@ -62,7 +62,7 @@ def test_chunks_that_make_reading_dear_are_named_with_those_that_help(tmp_path):
     assert float(said) == now == 16  # every one of 16 blocks decodes all
     now, warning = plan(tuple(int(n) for n in better.split(",")), "16,64,64")
     assert round(now, 1) == float(then)
-    assert "larger blocks (--block-shape, or more --memory) would help" in warning
+    assert "Larger blocks (--block-shape, or more --memory) or a larger region help" in warning
     assert plan(data.shape, "16,256,256") == (1, "")
 
 
