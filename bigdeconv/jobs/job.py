@@ -268,7 +268,7 @@ def _decoding_warning(plan: Plan) -> list[str]:
     then = replace(plan, input_chunk_shape=better).decode_amplification
     if then > now / 2:
         return [
-            f"Reading decodes {now:.1f} voxels per voxel written: halos, and the rest of the input's chunks.  Larger "
+            f"Reading decodes {now:.1f} voxels per voxel written: halos, and the rest of the input's chunks. Larger "
             "blocks (--block-shape, or more --memory) or a larger region help, where they are possible."
         ]
     return [
