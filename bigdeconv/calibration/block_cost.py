@@ -40,7 +40,7 @@ LARGE_WINDOW = (176, 200, 200)
 SIGMA = 2.0
 """Standard deviation of the PSF, in voxels."""
 ITERATIONS, LARGE_ITERATIONS = 3, 1
-VERSION = 6
+VERSION = 7
 """Raised whenever something else is measured than before."""
 
 

@@ -92,6 +92,8 @@ def for_volume(volume: VolumeInfo, request: PlanRequest, config: JobConfig) -> P
 def prior_memory(settings: ResolvedSettings, model: WcrrWeights | None, *, threads: int | None) -> PriorMemory | None:
     """Return what a prior keeps between its iterations, and the learned prior's gradient; the rest comes in slabs.
 
+    The learned prior also keeps its last point and gradient between iterations on the data.
+
     A GPU, without slabs, also holds the terms of the roots, and TV's differences and curvature, of the whole window.
 
     Parameters
@@ -105,16 +107,16 @@ def prior_memory(settings: ResolvedSettings, model: WcrrWeights | None, *, threa
         return None
     if settings.device == "cuda":
         # Beside them the response, its ψ', what comes back, and the library's work.
-        return PriorMemory(44) if model is None else PriorMemory(28, fixed_bytes=4 * RESPONSE_BYTES)
+        return PriorMemory(44) if model is None else PriorMemory(36, fixed_bytes=4 * RESPONSE_BYTES)
     if model is None:
         return PriorMemory(8, slabs=16)
     if not compiled_filters_available():
-        return PriorMemory(12, slabs=6, fixed_bytes=4 * RESPONSE_BYTES)
+        return PriorMemory(20, slabs=8, fixed_bytes=4 * RESPONSE_BYTES)
     # It comes with Numba, which no other method needs.
     from bigdeconv.numerics.priors.overlap_save import work_bytes
 
     tiles = min(threads or MAX_TILES, MAX_TILES)
-    return PriorMemory(12, slabs=6, fixed_bytes=tiles * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
+    return PriorMemory(20, slabs=8, fixed_bytes=tiles * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
 
 
 def output_dtype(config: JobConfig, volume: VolumeInfo) -> str:

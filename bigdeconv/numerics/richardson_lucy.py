@@ -11,10 +11,11 @@ Nesterov (1983) for the momentum; Bertero and Boccacci, A&A 437 (2005) for the u
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from bigdeconv.geometry import PRIOR_MARGIN
 
@@ -30,13 +31,11 @@ SENSITIVITY_FLOOR = 1e-3
 """Smallest value of ``Hᵀw``, as a fraction of its maximum: far outside the data ``Hᵀw`` tends to zero."""
 MAX_INNER_ITERATIONS = 4
 """Largest number of iterations in the prior per iteration on the data."""
-MAX_MOMENTUM = 0.875
-"""Bound of the momentum of the convergent update, which Nesterov's sequence reaches after 21 iterations.
-
-With a larger bound and a strong prior the objective oscillates after some 60 iterations; with a smaller bound and a weak prior
-the objective that the reference update reaches after 50 iterations takes more than 50.  The bound is the optimal momentum for a
-curvature of at least 0.4 % of the largest.
-"""
+LEAST_CURVATURE = 0.02
+"""Smallest curvature of the prior that a step relies on, as a fraction of its bound."""
+SMALL_MOVE = 3e-3
+"""Move, in units of the intensity scale, at which the curvature along it gives way to the bound: rounding decides smaller ones,
+and an iteration that comes to rest ends with steps that cannot raise the objective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,41 @@ class Problem:
 
 
 @dataclass(slots=True)
+class Secant:
+    """The last point in the prior and the gradient there: with the next ones they tell the curvature in between."""
+
+    point: Tensor | None = None
+    gradient: Tensor | None = None
+
+    def curvature(self, planes: slice, point: Tensor, gradient: Tensor, bound: float) -> Tensor:
+        """Return the curvature along the last move in some planes, at most ``bound``, and remember point and gradient.
+
+        It is ``√(Σ Δ∇R² / Σ Δx²)`` over 3×3 neighbours in a plane.  A bound for all voxels is reached where responses are small,
+        as on flat ground; beyond its knee ψ' falls to zero, so that bright points, which need the longest steps, have hardly any
+        curvature.  Barzilai and Borwein, IMA J. Numer. Anal. 8 (1988), take one such quotient for all unknowns; one for each
+        neighbourhood keeps blocks independent of each other.
+
+        Parameters
+        ----------
+        planes : slice
+        point : Tensor, ``z y x``
+            The whole point.
+        gradient : Tensor, ``z y x``
+            ``∇R`` in the planes.
+        bound : float
+        """
+        if self.point is None or self.gradient is None:
+            self.point, self.gradient = torch.zeros_like(point), torch.zeros_like(point)
+        before, after = self.point[planes], point[planes]
+        squares = torch.stack([(gradient - self.gradient[planes]).square_(), (after - before).square_()])
+        before.copy_(after)
+        self.gradient[planes] = gradient
+        rise, run = avg_pool2d(squares, 3, 1, 1)
+        curvature: Tensor = rise.add_((bound * SMALL_MOVE) ** 2).div_(run.add_(SMALL_MOVE**2)).sqrt_()
+        return curvature.clamp_(LEAST_CURVATURE * bound, bound)
+
+
+@dataclass(slots=True)
 class State:
     """State of the iteration between two steps."""
 
@@ -73,6 +107,7 @@ class State:
     """``Σ_v H_vᵀ w_v``, floored."""
     t: float = 1.0
     """Number of Nesterov's sequence, which sets the momentum."""
+    secant: Secant = field(default_factory=Secant)
 
 
 def solve(problem: Problem, iterations: int) -> Tensor:
@@ -128,7 +163,7 @@ def step(problem: Problem, state: State) -> None:
     point = state.previous.mul_(-momentum).add_(state.x, alpha=1 + momentum).clamp_(min=FLOOR)
     ratios = _back_projected_ratios(problem, point)
     if _is_convergent(problem):
-        moved = _convergent_update(problem, point, ratios, state.sensitivity)
+        moved = _convergent_update(problem, point, ratios, state)
     else:
         moved = _reference_update(problem, point, ratios, state.sensitivity)
     state.previous = state.x
@@ -214,7 +249,7 @@ def _reference_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivi
     return point.mul_(ratios).div_(sensitivity)
 
 
-def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitivity: Tensor) -> Tensor:
+def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, state: State) -> Tensor:
     """Lower a majoriser of the objective, which equals the objective at ``p``, in the memory of ``ratios``.
 
     With a constant ``m ≥ 0`` such that ``Hm ≤ b``, part of the background counts as light of the estimate, ``x + m``.  The data
@@ -230,13 +265,15 @@ def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, sensitiv
     shift = problem.background / problem.blur.max_psf_sum
     # Rounding may leave a ratio below 0 at voxels from which no light reaches the data.
     expected = ratios.clamp_(min=0).mul_(point.add_(shift))
-    lit = _inner_iterations(problem, point[window], expected[window], sensitivity[window], shift)
-    moved = expected.div_(sensitivity)
+    lit = _inner_iterations(problem, point[window], expected[window], state.sensitivity[window], shift, state.secant)
+    moved = expected.div_(state.sensitivity)
     moved[window] = lit
     return moved.sub_(shift)
 
 
-def _inner_iterations(problem: Problem, lit: Tensor, expected: Tensor, weight: Tensor, shift: float) -> Tensor:
+def _inner_iterations(
+    problem: Problem, lit: Tensor, expected: Tensor, weight: Tensor, shift: float, secant: Secant
+) -> Tensor:
     """Lower ``Σ (Hᵀw x − e log(x + m)) + τ R(x)`` from ``x + m``, in its memory, and return the new ``x + m``."""
     assert problem.prior is not None
     previous, spare = lit, None
@@ -246,19 +283,21 @@ def _inner_iterations(problem: Problem, lit: Tensor, expected: Tensor, weight: T
         start = lit if previous is lit else previous.mul_(-momentum).add_(lit, alpha=1 + momentum)
         start.clamp_(min=FLOOR + shift)
         end = torch.empty_like(start) if spare is None else spare
-        _inner_iteration(problem, start, expected, weight, end)
+        _inner_iteration(problem, start, expected, weight, secant, end)
         spare = None if start is lit else start
         lit, previous = end, lit
     return lit
 
 
-def _inner_iteration(problem: Problem, start: Tensor, expected: Tensor, weight: Tensor, out: Tensor) -> None:
+def _inner_iteration(
+    problem: Problem, start: Tensor, expected: Tensor, weight: Tensor, secant: Secant, out: Tensor
+) -> None:
     """Lower ``Σ (Hᵀw u − e log u) + τ R(u)``, ``u = x + m``; ``R`` does not change with the constant ``m``.
 
     A quadratic of curvature ``C`` in every voxel majorises ``τR``.  As in any proximal gradient step, half of that curvature is
     enough for the function not to rise; with momentum, voxels that the data determine little need more, and the curvature is
-    ``c = max(C/2, C − Hᵀw/2)``.  The minimum is the positive root of ``c u² + B u − e = 0`` with
-    ``B = Hᵀw + τ∇R(start) − c start``.
+    ``c = max(C/2, C − Hᵀw/2)``, or the one along the last move (`Secant`) where that is less.  The minimum is the positive root
+    of ``c u² + B u − e = 0`` with ``B = Hᵀw + τ∇R(start) − c start``.
 
     De Pierro, IEEE Trans. Med. Imaging 14 (1995), for separable surrogates in emission tomography.
     """
@@ -266,6 +305,9 @@ def _inner_iteration(problem: Problem, start: Tensor, expected: Tensor, weight: 
     for planes, gradient, bound in problem.prior.quadratic_majorisers(start):
         bound = bound * problem.tau
         curvature = weight[planes].clamp(max=bound).mul_(-0.5).add_(bound)
+        if isinstance(bound, float):
+            along = secant.curvature(planes, start, gradient, bound / problem.tau)
+            curvature = torch.minimum(curvature, along.mul_(problem.tau), out=along)
         slope = gradient.mul_(problem.tau).add_(weight[planes]).sub_(start[planes] * curvature)
         # Of the two forms of the root, each voxel takes the one that does not subtract numbers of nearly the same size.
         root = (expected[planes] * curvature).mul_(4).addcmul_(slope, slope).sqrt_().add_(slope.abs())
@@ -279,7 +321,9 @@ def _momentum(t: float, problem: Problem) -> tuple[float, float]:
     if not problem.momentum:
         return t, 0.0
     t_next, momentum = _nesterov(t)
-    return t_next, min(momentum, MAX_MOMENTUM) if _is_convergent(problem) else momentum
+    return t_next, momentum if problem.prior is None or not _is_convergent(problem) else min(
+        momentum, problem.prior.max_momentum
+    )
 
 
 def _nesterov(t: float) -> tuple[float, float]:

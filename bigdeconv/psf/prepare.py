@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
-from scipy.interpolate import CubicSpline
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.psf.psf import PSF
+from bigdeconv.psf.scaling import rebinned
 from bigdeconv.psf.voxels import checked_voxel
 
 if TYPE_CHECKING:
@@ -224,25 +223,9 @@ def _resampled(views: Floats, old_um: TripleUm, new_um: TripleUm, name: str, not
         return views
     views = _boxed(views, [n // 2 for n in views.shape[1:]])
     for axis in axes:
-        views = _rebinned(views, axis + 1, new_um[axis] / old_um[axis])
+        views = rebinned(views, axis + 1, new_um[axis] / old_um[axis])
     notes.append(f"{name}: resampled from voxels of {_in_um(old_um)} to the data's {_in_um(new_um)} (z,y,x).")
     return views
-
-
-def _rebinned(views: Floats, axis: int, ratio: float) -> Floats:
-    """Integrate over voxels that are ``ratio`` times as wide: differences of a spline of the cumulative sum.
-
-    This preserves the sum along the axis exactly, and for wider voxels the integral is the filter against aliasing.
-    """
-    n = views.shape[axis]
-    zero = np.zeros_like(views.take([0], axis=axis))
-    cumulative = np.concatenate([zero, np.cumsum(views, axis=axis)], axis=axis)
-    spline = CubicSpline(np.arange(n + 1.0), cumulative, axis=axis, bc_type="natural")
-    # The last new voxel covers the last old face; the small number keeps a radius of 2.0000001 from becoming 3.
-    radius = max(ceil(0.5 * n / ratio - 0.5 - 1e-6), 0)
-    edges = 0.5 * n + (np.arange(2 * radius + 2) - radius - 0.5) * ratio
-    fine = np.diff(spline(np.clip(edges, 0, n)), axis=axis)
-    return np.clip(fine, 0, None)  # a spline overshoots a little below 0 beside sharp edges
 
 
 def _centred(views: Floats, name: str, notes: list[str]) -> Floats:

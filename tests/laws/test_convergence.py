@@ -158,13 +158,14 @@ def test_a_row_of_the_table_of_convergence(prior, strength):
     """One phantom of the benchmark, at its likely strength, a tenth of it and ten times as much."""
     (row,) = convergence.table([prior], (14, 28, 28), phantoms=["balls"], strengths=[strength])
     assert row.rise_without_momentum < 1e-9
-    assert row.rise < 1e-3
-    assert row.longest_rise <= 3
+    assert row.rise < 2e-4
+    assert row.longest_rise <= 8
     assert row.level_with_reference is not None
     assert row.level_with_reference <= 55
     assert row.float32_apart < 1e-4
-    # One iteration more or less changes the result by two hundredths of a decibel.
-    assert row.rsnr_db > max(row.rsnr_reference_db, row.rsnr_own_mu_db) - 0.02
+    # One iteration more or less changes the result by two hundredths of a decibel.  With a tenth of the strength the noise grows
+    # with the iterations: whichever is slower is ahead, so only the reference with the same μ is compared.
+    assert row.rsnr_db > row.rsnr_reference_db - 0.02
 
 
 def test_a_strong_prior_does_no_harm():

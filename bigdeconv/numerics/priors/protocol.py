@@ -18,6 +18,8 @@ class Prior(Protocol):
 
     min_inner_iterations: int
     """Smallest number of iterations in the prior per iteration on the data."""
+    max_momentum: float
+    """Bound of the momentum between iterations: with a larger one and a strong prior the objective oscillates."""
 
     def value(self, x: Tensor) -> float:
         """Return ``R(x)``.

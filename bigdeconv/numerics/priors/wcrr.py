@@ -52,6 +52,8 @@ class Wcrr:
 
     min_inner_iterations = 1
     """One iteration in the prior costs more than an iteration on a single view."""
+    max_momentum = 0.95
+    """Reached after 58 iterations; without a bound the objective may rise a little after some 200."""
 
     def __init__(
         self,
