@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bigdeconv import training as training
     from bigdeconv.config import JobConfig as JobConfig
     from bigdeconv.config import make_config as make_config
+    from bigdeconv.deconvolution import Result as Result
     from bigdeconv.deconvolution import deconvolve as deconvolve
     from bigdeconv.demo import run_demo as run_demo
     from bigdeconv.errors import BigdeconvError as BigdeconvError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from bigdeconv.pipeline import resume as resume
     from bigdeconv.pipeline import run as run
     from bigdeconv.pipeline import status as status
+    from bigdeconv.pipeline import tune as tune
     from bigdeconv.pipeline import validate as validate
     from bigdeconv.psf import PSF as PSF
     from bigdeconv.psf import prepare as prepare_psf
@@ -56,6 +58,7 @@ _HOMES = {
     "JobPlan": "pipeline",
     "OutputExistsError": "errors",
     "PSF": "psf",
+    "Result": "deconvolution",
     "RunSummary": "pipeline",
     "StoreError": "errors",
     "deconvolve": "deconvolution",
@@ -67,6 +70,7 @@ _HOMES = {
     "run": "pipeline",
     "run_demo": "demo",
     "status": "pipeline",
+    "tune": "pipeline",
     "validate": "pipeline",
 }
 _NAMES_AT_HOME = {"prepare_psf": "prepare"}

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_PREFIX = "BIGDECONV_"
 DEFAULT_ITERATIONS: dict[str, int] = {"garl": 50, "rltv": 30, "rl": 15}
-"""By method."""
+"""By method, where the data do not choose the number."""
+MAX_ITERATIONS: dict[str, int] = {"garl": 80, "rltv": 50, "rl": 50}
+"""By method: the upper bound of a number that the data choose, for which a job is planned."""
 T = TypeVar("T")
-_DEFAULT_ITERATIONS_TEXT = ", ".join(f"{n} for {method}" for method, n in DEFAULT_ITERATIONS.items())
+_MAX_ITERATIONS_TEXT = ", ".join(f"{n} for {method}" for method, n in MAX_ITERATIONS.items())
 
 
 def _numbers(value: Any) -> Any:
@@ -158,6 +160,15 @@ class JobConfig(BaseModel):
     psf_voxel_um: Lengths | None = _option(
         None, "Input", "Voxel size of the PSF files in µm. Default: that of the data.", "Z,Y,X"
     )
+    psf_scale: Automatic[Lengths] = _option(
+        (1.0, 1.0, 1.0),
+        "Input",
+        "Width of the PSF as a multiple of the given one; auto: from the data.",
+        "Z,Y,X|auto",
+    )
+    strict: bool = _option(
+        False, "Workers", "Stop before the first block where the data do not fit the PSF.", decides=False
+    )
     voxel_um: Lengths | None = _option(None, "Input", "Voxel size in µm. Default: from the metadata.", "Z,Y,X")
     level: int = _option(0, "Input", "Level of the input pyramid.", "N")
     channels: Indices | None = _option(None, "Input", "Channels, for example 0,2. Default: all.", "LIST")
@@ -171,8 +182,11 @@ class JobConfig(BaseModel):
     method: Literal["garl", "rl", "rltv"] = _option(
         "garl", "Method", "Learned prior (garl), no prior (rl) or total variation (rltv).", "garl|rl|rltv"
     )
-    iterations: Annotated[int, Field(ge=0)] | None = _option(
-        None, "Method", f"Iterations. Default: {_DEFAULT_ITERATIONS_TEXT}.", "N"
+    iterations: Automatic[Annotated[int, Field(ge=0)]] = _option(
+        None,
+        "Method",
+        f"Iterations; auto: chosen by cross-validation on thinned photons, at most {_MAX_ITERATIONS_TEXT}.",
+        "N|auto",
     )
     update: Literal["convergent", "reference"] = _option(
         "convergent",
@@ -186,18 +200,22 @@ class JobConfig(BaseModel):
         "Strength of the prior, in units of the intensity scale; auto: chosen by cross-validation on thinned photons.",
         "F|auto",
     )
-    sigma: Positive | None = _option(
+    sigma: Automatic[Positive] = _option(
         None,
         "Method",
-        "Noise level of the learned prior, as a fraction of the intensity scale. Default: from the model.",
-        "F",
+        "Noise level of the learned prior, as a fraction of the intensity scale; auto: that of the model, or two or four times "
+        "as much where the data prefer it.",
+        "F|auto",
     )
     model: str = _option(
         "default", "Method", "Learned prior: a shipped name or a model file.", "NAME|FILE", decides=False
     )
 
     background: Automatic[NonNegative] = _option(
-        None, "Intensity", "Background in counts above the camera offset; auto: estimated from dark regions.", "F|auto"
+        None,
+        "Intensity",
+        "Background in counts above the camera offset; auto: from dark regions and cross-validation on thinned photons.",
+        "F|auto",
     )
     intensity_scale: Automatic[Positive] = _option(
         None,
@@ -206,7 +224,12 @@ class JobConfig(BaseModel):
         "F|auto",
     )
     camera_offset: Real = _option(0.0, "Intensity", "Camera offset: counts without light.", "F")
-    gain: Positive = _option(1.0, "Intensity", "Photons per count.", "F")
+    gain: Automatic[Positive] = _option(
+        None,
+        "Intensity",
+        "Photons per count; auto: 1, or gain and offset from the noise where that excludes 1.",
+        "F|auto",
+    )
     read_noise: NonNegative = _option(0.0, "Intensity", "Standard deviation of the read noise, in photons.", "F")
     mask: Automatic[Annotated[str, Field(min_length=1)]] = _option(
         None, "Intensity", "auto: mask fill values and hot pixels. none: mask only values that are not finite. LABELS: as auto, "
@@ -377,6 +400,8 @@ _EXPECTED = {
     "less_than": "expected less than {lt}",
     "less_than_equal": "expected {le} or less",
     "literal_error": "expected {expected}",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
     "too_short": "expected {min_length} values, got {actual_length}",
     "too_long": "expected {max_length} values, got {actual_length}",
     "string_too_short": "expected text that is not empty",

@@ -3,71 +3,110 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
 
 from bigdeconv import models
-from bigdeconv.calibration.numbers import UserOverrides, calibrated_settings, signal_levels
-from bigdeconv.config import DEFAULT_ITERATIONS
+from bigdeconv.calibration.choices import Window
+from bigdeconv.calibration.numbers import UserOverrides, choose_camera, decide, signal_levels
+from bigdeconv.config import DEFAULT_ITERATIONS, MAX_ITERATIONS
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.numerics.camera import Camera
 from bigdeconv.numerics.restoration import ResolvedSettings, make_prior, restore
-from bigdeconv.psf import PSF
+from bigdeconv.numerics.thinning import Place
+from bigdeconv.psf import PSF, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bigdeconv.calibration.numbers import Findings
     from bigdeconv.numerics.priors.weights import WcrrWeights
+    from bigdeconv.numerics.restoration import CalibratedSettings
 
     Automatic = float | Literal["auto"] | None
 
 Method = Literal["garl", "rl", "rltv"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """An estimate and the numbers that it was made with."""
+
+    estimate: np.ndarray
+    """``z y x``, in the units of the data."""
+    settings: CalibratedSettings
+    """All numbers of the restoration, in photons."""
+    camera: Camera
+    """Camera model that was set or that the noise tells."""
+    findings: Findings
+    """What the data said beside: intervals, the check of the PSF, warnings."""
+
+
+@overload
+def deconvolve(y: np.ndarray, psf: np.ndarray | PSF, *, return_choices: Literal[True], **settings: Any) -> Result: ...
+
+
+@overload
 def deconvolve(
+    y: np.ndarray, psf: np.ndarray | PSF, *, return_choices: Literal[False] = False, **settings: Any
+) -> np.ndarray: ...
+
+
+# mypy wants every setting in each overload; they stand once, here.
+def deconvolve(  # type: ignore[misc]
     y: np.ndarray,
     psf: np.ndarray | PSF,
     *,
     method: Method = "garl",
-    iterations: int | None = None,
+    iterations: int | Literal["auto"] | None = "auto",
     background: Automatic = "auto",
     tau: Automatic = "auto",
-    sigma: float | None = None,
+    sigma: Automatic = "auto",
     model: str | Path | WcrrWeights = models.DEFAULT,
     intensity_scale: Automatic = "auto",
+    gain: Automatic = "auto",
+    psf_scale: tuple[float, float, float] | Literal["auto"] = (1.0, 1.0, 1.0),
     weights: np.ndarray | None = None,
     saturation: float | None = None,
     voxel_zyx_um: tuple[float, float, float] | None = None,
     update: Literal["convergent", "reference"] = "convergent",
     dtype: Literal["float32", "float64"] = "float32",
     device: Literal["auto", "cpu", "cuda"] = "cpu",
-) -> np.ndarray:
+    return_choices: bool = False,
+) -> np.ndarray | Result:
     """Deconvolve one volume that fits in memory.
 
     Parameters
     ----------
     y : ndarray, ``z y x`` or ``v z y x``
-        Data in photons (counts), one or several views of one object; negative values count as 0.
+        Data in counts, one or several views of one object; negative values count as 0.
     psf : ndarray or PSF, ``z y x`` or ``v z y x``
         PSF of each view, used as given: centre at ``shape // 2``, dimensions as ``y``.  `bigdeconv.prepare_psf` makes one
         from a measurement.
     method : {"garl", "rltv", "rl"}
         Learned prior, total variation, or no prior.
-    iterations : int, optional
-        Default: 50 for garl, 30 for rltv, 15 for rl.
+    iterations : int or "auto"
+        ``"auto"`` chooses it together with τ, at most 80 for garl, 50 for rltv and rl.
     background : float or "auto"
-        Photons that do not come from the object, in the units of ``y``.
+        Light that does not come from the object, in the units of ``y``.
     tau : float or "auto"
         Strength of the prior, in units of the intensity scale; ``"auto"`` chooses it by cross-validation on thinned photons.
-    sigma : float, optional
-        Noise level of the learned prior, as a fraction of the intensity scale.  Default: that of the model.
+    sigma : float or "auto"
+        Noise level of the learned prior, as a fraction of the intensity scale; ``"auto"`` takes that of the model, or two or
+        four times as much.
     model : str, Path or WcrrWeights
         Learned prior: a shipped name, a model file, or its weights.
     intensity_scale : float or "auto"
         Value of ``y`` above background that stands for 1 inside the solver.
+    gain : float or "auto"
+        Photons per unit of ``y``; ``"auto"`` takes 1, or gain and offset from the noise where that excludes 1.
+    psf_scale : tuple of float or "auto"
+        Width of the PSF, z y x, as a multiple of the given one; ``"auto"`` lets the data choose it.
     weights : ndarray, optional
         Weight of each voxel of ``y`` in [0, 1]; values of ``y`` that are not finite get 0.
     saturation : float, optional
@@ -80,11 +119,18 @@ def deconvolve(
         Precision; ``"float64"`` is meant for checks.
     device : {"cpu", "cuda", "auto"}
         ``"auto"`` for a GPU where there is one.
+    return_choices : bool
+        Whether the numbers that the data decided are returned too.
 
     Returns
     -------
-    ndarray, ``z y x``
-        The estimate, in the units of ``y``.
+    ndarray, ``z y x``, or Result
+        The estimate, in the units of ``y``; with ``return_choices`` a `Result`, which holds it.
+
+    Warns
+    -----
+    UserWarning
+        If the data are sharper than the PSF allows, the search for τ ends at its bound, or the noise is correlated.
 
     Raises
     ------
@@ -111,36 +157,63 @@ def deconvolve(
     learned = models.resolve(model) if method == "garl" else None
     if weights is not None:
         weights = _checked_weights(np.asarray(weights), np.shape(y))
-    overrides = UserOverrides(*(None if n == "auto" else n for n in (background, intensity_scale, tau)))
+    overrides = UserOverrides(
+        background=_number(background),
+        intensity_scale=_number(intensity_scale),
+        tau=_number(tau),
+        sigma=_number(sigma),
+        iterations=None if iterations in ("auto", None) else int(iterations),
+        gain=_number(gain),
+        psf_scale=None if psf_scale == "auto" else psf_scale,
+    )
     _check_numbers(
-        {"iterations": iterations, "background": overrides.background, "tau": overrides.tau},
-        {"sigma": sigma, "intensity_scale": overrides.intensity_scale, **dict(zip("zyx", voxel_zyx_um, strict=True))},
+        {"iterations": overrides.iterations, "background": overrides.background, "tau": overrides.tau},
+        {
+            **{name: getattr(overrides, name) for name in ("sigma", "intensity_scale", "gain")},
+            **dict(zip("zyx", voxel_zyx_um, strict=True)),
+        },
     )
     settings = ResolvedSettings(
         method=method,
-        iterations=DEFAULT_ITERATIONS[method] if iterations is None else iterations,
+        iterations=MAX_ITERATIONS[method] if overrides.iterations is None else overrides.iterations,
         voxel_zyx_um=voxel_zyx_um,
-        sigma=(learned.sigma_default if learned else 0.0) if sigma is None else sigma,
+        sigma=(learned.sigma_default if learned else 0.0) if overrides.sigma is None else overrides.sigma,
         update=update,
         dtype=dtype,
         device=_resolved_device(device),
     )
-    camera, finite = Camera(), np.isfinite(views)
-    photons = camera.photons(views)
+    ceiling = math.inf if saturation is None else saturation
+    finite = np.isfinite(views)
     valid = finite if weights is None else finite & (weights.reshape(views.shape) > 0)
+    counts = np.where(finite, views, 0)
+    given = Camera(gain=overrides.gain or 1.0)
+    camera, findings = choose_camera(lambda: zip(counts, valid, strict=True), given, overrides, method, ceiling)
+    photons = camera.photons(views)
+    prepared = scaled(prepared, overrides.psf_scale or (1.0, 1.0, 1.0))
     levels = signal_levels(lambda: zip(photons, valid, strict=True), prepared, camera, overrides)
     voxel_weights = None if weights is None and finite.all() else _voxel_weights(views, finite, weights)
-    calibrated = calibrated_settings(
+    decision = decide(
         settings,
         levels,
-        lambda: [(photons, voxel_weights)],
+        lambda: [Window(photons, voxel_weights, Place())],
         prepared,
         learned,
-        tau=overrides.tau,
-        saturation=math.inf if saturation is None else saturation,
+        overrides,
+        findings,
+        saturation=math.inf if saturation is None else (saturation - camera.offset) * camera.gain,
+        default_iterations=DEFAULT_ITERATIONS[method],
     )
-    operator = prepared.operator(Box.of_shape(triple(views.shape[1:])), calibrated)
-    return restore(photons, voxel_weights, operator, make_prior(calibrated, learned), calibrated)
+    operator = decision.psf.operator(Box.of_shape(triple(views.shape[1:])), decision.settings)
+    prior = make_prior(decision.settings, learned)
+    estimate = restore(photons, voxel_weights, operator, prior, decision.settings)
+    estimate /= camera.gain
+    for sentence in decision.findings.warnings:
+        warnings.warn(sentence, stacklevel=2)
+    return Result(estimate, decision.settings, camera, decision.findings) if return_choices else estimate
+
+
+def _number(value: Automatic) -> float | None:
+    return None if value in ("auto", None) else cast("float", value)
 
 
 def _resolved_device(device: str) -> Literal["cpu", "cuda"]:
@@ -176,8 +249,8 @@ def _check_names(method: str, update: str, dtype: str, device: str, iterations: 
     for name, value, expected in choices:
         if value not in expected:
             raise InvalidInputError(f"{name}: got {value!r}; expected {', '.join(expected[:-1])} or {expected[-1]}.")
-    if not (iterations is None or isinstance(iterations, int | np.integer)):
-        raise InvalidInputError(f"iterations: got {iterations!r}; give a whole number.")
+    if not (iterations in (None, "auto") or isinstance(iterations, int | np.integer)):
+        raise InvalidInputError(f"iterations: got {iterations!r}; give a whole number or 'auto'.")
 
 
 def _check_numbers(non_negative: dict[str, object], positive: dict[str, object]) -> None:

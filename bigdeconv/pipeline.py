@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
 
 from bigdeconv.config import JobConfig, make_config
 from bigdeconv.engine.clusters.connection import connect, cuda_devices, memory_limits
 from bigdeconv.engine.plugins import installed
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
-from bigdeconv.errors import StoreError
+from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.jobs.facts import JobPlan
-from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests
+from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests, tune_job
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.jobs.record import identity_of, record_of
 from bigdeconv.jobs.run_log import logged_to
 from bigdeconv.planning import seam_probes
 from bigdeconv.planning.resources import Resources
-from bigdeconv.reporting import certificate, figures, html
+from bigdeconv.reporting import certificate, contact_sheet, figures, html
 from bigdeconv.reporting.certificate import verdict as seam_verdict
 from bigdeconv.reporting.plan_values import plan_values
 from bigdeconv.reporting.status import RunSummary, status_of, summarise
@@ -36,8 +40,8 @@ from bigdeconv.storage.ledger import ledger_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from bigdeconv.calibration.tuning import Tuning
     from bigdeconv.engine.clusters.connection import Connection
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.jobs.facts import JobFacts
@@ -56,6 +60,7 @@ __all__ = [
     "run",
     "seam_verdict",
     "status",
+    "tune",
     "validate",
 ]
 LOGGER = logging.getLogger(__name__)
@@ -68,6 +73,8 @@ class Events:
     """Functions to call while a run goes on; by default they do nothing."""
 
     planned: Callable[[JobPlan], None] = lambda _: None
+    chosen: Callable[[str], None] = lambda _: None
+    """Called with the result of each choice before the first block, in words."""
     calibrated: Callable[[int, ChannelNumbers], None] = lambda *_: None
     """Called with the number of each channel and the numbers that its blocks share."""
     warned: Callable[[str], None] = lambda _: None
@@ -168,7 +175,8 @@ def run(
             preconditions.require_same_job(stored.record.identity, identity)
             return _continue(stored, events, scheduler=config.scheduler)
         events.phase("calibration")
-        job = calibrate_job(job_plan)
+        job = calibrate_job(job_plan, events.chosen)
+        preconditions.require_fitting_psf(job)
         record = record_of(job)
         specs = output_specs(record)
         collection.check_specs(specs)
@@ -177,10 +185,78 @@ def run(
         for warning in record.warnings:
             events.warned(warning)
         # The cluster first: without one nothing is removed or made.
-        with _checked_connection(config.scheduler, job_plan.facts, events) as connection:
+        with _checked_connection(config.scheduler, job.plan.facts, events) as connection:
             if overwrite:
                 preconditions.remove(output)
             return _execute(OpenRun.create(output, job, record), events, connection)
+
+
+def tune(
+    config: JobConfig | None = None,
+    folder: str | Path = "tuning",
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Try methods and settings side by side on parts of a volume; write a contact sheet, the numbers and a job file.
+
+    Parameters
+    ----------
+    config : JobConfig, optional
+        Settings; or give them as keywords.  With ``roi`` the parts lie in that region.
+    folder : str or Path
+        Folder to be made: ``sheet-cN.png`` per channel, ``scores.json`` and ``job.yaml`` for ``run --config``.
+    on_step : callable
+        Called with each result, in words.
+    **settings : Any
+        Settings by name, see `JobConfig`.
+
+    Returns
+    -------
+    dict
+        What ``scores.json`` holds: numbers of each channel, and the paths of the files.
+
+    Raises
+    ------
+    BigdeconvError
+        If the input or a setting cannot be used, or the folder exists; then nothing has been written.
+    """
+    if config is None:
+        settings.setdefault("output", NO_OUTPUT)
+    config = _config(config, settings)
+    contact_sheet.require_plotting()
+    place = Path(folder)
+    if place.exists():
+        raise OutputExistsError(f"folder: {str(place)!r} exists; name another one, or remove it.")
+    # The plan serves the samples, the PSFs and the learned prior; its blocks are not used.
+    job_plan = plan_job(config.model_copy(update={"method": "garl"}))
+    found = tune_job(job_plan, on_step)
+    facts = job_plan.facts
+    place.mkdir(parents=True)
+    sheets = [place / f"sheet-c{result.channel}.png" for result in found]
+    for sheet, result in zip(sheets, found, strict=True):
+        contact_sheet.write_contact_sheet(sheet, result, facts.first_volume.voxel_zyx_um)
+    job = place / "job.yaml"
+    job.write_text(yaml.safe_dump(_tuned_settings(config, found[0]), sort_keys=False))
+    values = {"channels": [r.values for r in found], "sheets": [str(s) for s in sheets], "job": str(job)}
+    (place / "scores.json").write_text(json.dumps(values, indent=1))
+    return values
+
+
+def _tuned_settings(config: JobConfig, found: Tuning) -> dict[str, Any]:
+    """Return the settings of a job with the best candidate of a channel; places are left to the command line."""
+    given = config.model_dump(mode="json", exclude_unset=True, exclude={"input", "output", "roi", "schema_version"})
+    chosen = found.best.settings
+    tuned: dict[str, Any] = {"method": chosen.method, "iterations": chosen.iterations}
+    if chosen.method != "rl":
+        tuned["tau"] = chosen.tau
+    if chosen.method == "garl":
+        tuned["sigma"] = chosen.sigma
+    if found.psf_scale_is_told and config.psf_scale is None:
+        tuned["psf_scale"] = [found.psf_scale] * 3
+    # A strength goes with the scale that it was found at.
+    tuned["intensity_scale"] = chosen.intensity_scale / found.camera.gain
+    return {**given, **tuned}
 
 
 def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:

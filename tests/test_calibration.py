@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigdeconv import psf
-from bigdeconv.calibration.channel import calibrate
+from bigdeconv.calibration.channel import Limits, calibrate
 from bigdeconv.calibration.numbers import UserOverrides
 from bigdeconv.calibration.samples import Samples, Sampling
 from bigdeconv.numerics.camera import Camera
@@ -27,8 +27,9 @@ def calibrated(*paths, camera=None, **overrides):
     volumes = tuple((info, tuple(range(info.n_timepoints))) for info in infos)
     samples = Samples.read(Sampling(volumes, 0, None, 1))
     settings = ResolvedSettings(method="rl", iterations=3, voxel_zyx_um=info.voxel_zyx_um)
-    numbers = UserOverrides(output_scale=1.0, **overrides)
-    return calibrate(samples, PSF, camera or Camera(), settings, None, numbers, (3, 6, 6))
+    camera = camera or Camera()
+    numbers = UserOverrides(**{"output_scale": 1.0, "iterations": 3, "gain": camera.gain, **overrides})
+    return calibrate(samples, PSF, camera, settings, None, numbers, (3, 6, 6), Limits())
 
 
 def movie(*signals, background=20.0):

@@ -38,6 +38,10 @@ GOOD = [
     ("views_axis", "v", "v"),
     ("method", "rltv", "rltv"),
     ("iterations", "0", 0),
+    ("iterations", "auto", None),
+    ("psf_scale", "0.8,1,1", (0.8, 1.0, 1.0)),
+    ("psf_scale", "auto", None),
+    ("strict", True, True),
     ("tau", "auto", None),
     ("tau", "1e-3", 1e-3),
     ("tau", 0, 0.0),
@@ -107,6 +111,9 @@ WRONG = [
     ("roi", [[0, 1, 2]] * 3, "0, 1, 2"),
     ("views_axis", 3, "3"),
     ("method", "wiener", "wiener"),
+    ("psf_scale", "0.8,0,1", "0"),
+    ("psf_scale", "0.8", "0.8"),
+    ("strict", "perhaps", "perhaps"),
     ("iterations", "-1", "-1"),
     ("iterations", "many", "many"),
     ("iterations", "2.5", "2.5"),
@@ -240,12 +247,13 @@ class TestAutomatic:
 
     NAMES = (
         *("tau", "background", "intensity_scale", "mask", "block_shape", "halo", "blend", "memory"),
-        *("dtype", "output_scale", "levels", "device"),
+        *("dtype", "output_scale", "levels", "device", "iterations", "sigma", "gain", "psf_scale"),
     )
 
     def test_they_are_those_whose_help_names_it(self):
         options = {n: f.json_schema_extra for n, f in JobConfig.model_fields.items() if f.json_schema_extra}
-        assert {n for n, extra in options.items() if "auto" in extra["metavar"].split("|")} == set(self.NAMES)
+        named = {n for n, extra in options.items() if "auto" in (extra["metavar"] or "").split("|")}
+        assert named == set(self.NAMES)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_it_becomes_none_and_auto_again(self, name):
@@ -258,13 +266,14 @@ class TestAutomatic:
     def test_no_value_behind_the_border_is_the_word(self):
         config = made(**dict.fromkeys(self.NAMES, "auto"))
         assert "auto" not in {getattr(config, name) for name in JobConfig.model_fields}
-        assert config == made()
+        # The width of the PSF is the one number that the data do not decide unless they are asked.
+        assert config == made(psf_scale="auto")
 
     def test_zero_is_not_auto(self):
         config = made(tau=0, background="0", blend="0,0,0")
         assert (config.tau, config.background, config.blend) == (0.0, 0.0, (0, 0, 0))
 
-    @pytest.mark.parametrize("name", ["psf_voxel_um", "iterations", "sigma", "chunks", "keep_bits", "workers", "gain"])
+    @pytest.mark.parametrize("name", ["psf_voxel_um", "chunks", "keep_bits", "workers", "level"])
     def test_other_settings_do_not_know_it(self, name):
         with pytest.raises(InvalidInputError, match=rf"^{name.replace('_', '-')}: got .*auto"):
             made(**{name: "auto"})

@@ -31,8 +31,8 @@ NUMERICS = {
         "garl": (33378.42, 15164.86, 3610836.0, 252.3663),
         "garl-reference": (33403.59, 15147.63, 3553260.0, 253.7145),
         "garl-large": (33949.65, 15418.03, 2241768.0, 145.7299),
-        "garl-auto": (33597.04, 15252.12, 2927459.0, 200.1613),
-        "rl-auto": (50491.77, 23834.21, 3753524.0, 245.6336),
+        "garl-auto": (33594.46, 15250.93, 2929841.0, 200.4717),
+        "rl-auto": (41960.62, 19639.21, 3824153.0, 267.4971),
         "views": (32053.67, 14558.19, 2394971.0, 177.4866),
     }
 }
@@ -66,6 +66,8 @@ def fingerprint(estimate):
     return float(values.sum()), float((values * ramp).sum()), float(np.square(values).sum()), float(values.max())
 
 
+# The phantom was never blurred: it is sharper than any PSF allows, which is told.
+@pytest.mark.filterwarnings("ignore:The data are sharper")
 @pytest.mark.parametrize("name", JOBS)
 def test_restorations(name):
     given = {"background": 4.0, "intensity_scale": 60.0, "voxel_zyx_um": VOXEL_ZYX_UM} | JOBS[name]

@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.psf import PSF, airyscan, gaussian, prepare
 from bigdeconv.psf import models as psf_models
-from bigdeconv.psf.prepare import _rebinned
+from bigdeconv.psf.scaling import rebinned
 
 VOXEL = (1.0, 1.0, 1.0)
 
@@ -237,7 +237,7 @@ class TestVoxelSize:
     @settings(max_examples=40, deadline=None)
     def test_rebinning_keeps_the_sum(self, ratio, n, seed):
         smooth = np.random.default_rng(seed).uniform(0.5, 1, (1, 2 * n + 1))
-        out = _rebinned(smooth, 1, ratio)
+        out = rebinned(smooth, 1, ratio)
         assert out.shape[1] % 2 == 1
         assert out.sum() == pytest.approx(smooth.sum(), rel=1e-6)
 

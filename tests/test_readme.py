@@ -96,7 +96,7 @@ def test_the_commands_of_a_page(page, user, cluster_address):
         assert result.exit_code == 0, (arguments, result.stdout, result.stderr)
         seen.add(arguments[0])
     if page.name == "README.md":
-        assert seen >= {"plan", "run", "status", "report", "validate", "resume", "simulate"}
+        assert seen >= {"plan", "tune", "run", "status", "report", "validate", "resume", "simulate"}
     else:
         assert seen >= {"plan", "run"}
 

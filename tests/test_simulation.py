@@ -6,6 +6,7 @@ from scipy.ndimage import convolve
 from scipy.spatial import cKDTree
 from scipy.stats import kstest
 
+from bigdeconv import simulation
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.psf import airyscan, gaussian
 from bigdeconv.simulation import Tubes, acquire, calibration_target, confocal, sample, samples, tubes
@@ -217,3 +218,47 @@ class TestCalibrationTarget:
 
     def test_a_plane_shows_it_all(self):
         assert calibration_target((1, 64, 64), (1, 1, 1)).max() == pytest.approx(1)
+
+
+class TestObjects:
+    @pytest.mark.parametrize("kind", simulation.KINDS)
+    def test_the_same_seed_gives_the_same_object_and_another_another(self, kind):
+        first, again, other = (simulation.objects(kind, seed, (6, 24, 24), (0.3, 0.1, 0.1)) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+        assert first.dtype == np.float32
+        assert (first.min() >= 0, first.max()) == (True, 1.0)
+
+    @pytest.mark.parametrize("kind", ["nuclei", "membranes", "texture"])
+    def test_an_object_is_in_micrometres(self, kind):
+        """The mean of two fine planes is about the coarse one."""
+        coarse, fine = (
+            simulation.objects(kind, 3, (n, 40, 40), (z, 0.1, 0.1), size_um=1.2).astype(float)
+            for n, z in ((8, 0.2), (16, 0.1))
+        )
+        binned = fine.reshape(8, 2, 40, 40).mean(axis=1)
+        assert np.corrcoef(coarse.ravel(), binned.ravel())[0, 1] > 0.9
+
+    def test_points_are_few_and_bright_and_walls_are_thin(self):
+        points = simulation.objects("puncta", 1, (16, 64, 64), (0.2, 0.1, 0.1))
+        assert 0 < (points > 0.1).mean() < 0.02
+        walls = simulation.objects("membranes", 1, (8, 64, 64), (0.2, 0.1, 0.1), size_um=2.0)
+        assert (walls > 0.5).mean() < 0.5
+
+    @pytest.mark.parametrize("kind", simulation.KINDS)
+    def test_one_plane_works(self, kind):
+        assert simulation.objects(kind, 1, (1, 32, 32), (0.3, 0.1, 0.1)).max() == 1
+
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ({"kind": "cats"}, "kind: got 'cats'; expected nuclei"),
+            ({"zyx_shape": (0, 8, 8)}, "three positive numbers"),
+            ({"voxel_zyx_um": (0.1, 0.1)}, "three positive numbers"),
+            ({"size_um": -1.0}, "positive length"),
+        ],
+    )
+    def test_what_is_no_object(self, wrong, words):
+        given = {"kind": "nuclei", "seed": 1, "zyx_shape": (8, 8, 8), "voxel_zyx_um": (0.1, 0.1, 0.1), **wrong}
+        with pytest.raises(InvalidInputError, match=words):
+            simulation.objects(**given)

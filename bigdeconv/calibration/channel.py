@@ -1,33 +1,47 @@
-"""Calibration of a channel: data mask, background, intensity scale, τ and output scale, chosen once for all its blocks.
+"""Calibration of a channel: camera, mask, background, scales, prior and iterations, chosen once for all its blocks.
 
 A block with numbers of its own would be a visible tile, a time point with numbers of its own would flicker.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from bigdeconv.calibration.numbers import calibrated_settings, signal_levels
+from bigdeconv import models
+from bigdeconv.calibration.choices import Window
+from bigdeconv.calibration.numbers import (
+    LEAST_BUDGET_SECONDS,
+    Decision,
+    Findings,
+    choose_camera,
+    decide,
+    signal_levels,
+)
 from bigdeconv.calibration.samples import SampleRegion
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.geometry import Box
-from bigdeconv.numerics import estimation
+from bigdeconv.numerics import NUMERICS_VERSION, estimation
 from bigdeconv.numerics.camera import DataMask, invalid_voxels, prepare_views
-from bigdeconv.numerics.restoration import make_prior, restore
+from bigdeconv.numerics.restoration import CalibratedSettings, make_prior, restore
+from bigdeconv.numerics.thinning import Place
+from bigdeconv.psf import scaled
+from bigdeconv.storage.cache import cached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from bigdeconv.calibration.numbers import UserOverrides
+    from bigdeconv.calibration.numbers import SignalLevels, UserOverrides
     from bigdeconv.calibration.samples import Samples
     from bigdeconv.geometry import Triple
     from bigdeconv.numerics.camera import Camera
     from bigdeconv.numerics.priors.weights import WcrrWeights
-    from bigdeconv.numerics.restoration import CalibratedSettings, ResolvedSettings
+    from bigdeconv.numerics.restoration import ResolvedSettings
     from bigdeconv.psf import PSF
     from bigdeconv.storage.omezarr import VolumeInfo
 
@@ -36,6 +50,8 @@ HEADROOM = 4.0
 UINT16_MAX = 65535
 MAX_VARIATION = 2.0
 """Ratio of the brightest to the dimmest sampled time point above which a warning is given."""
+VERSION = 1
+"""Raised whenever the same samples give other choices than before, beside other numerics."""
 N_RESTORED_REGIONS = 2
 """Sample regions that are restored to choose the output scale."""
 
@@ -45,6 +61,9 @@ class ChannelCalibration:
     """Result of the calibration of one channel."""
 
     numbers: ChannelNumbers
+    psf: PSF
+    """The PSF that is used: as given, or scaled."""
+    findings: Findings
     warnings: tuple[str, ...]
 
     def on(self, device: Literal["cpu", "cuda"]) -> ChannelCalibration:
@@ -53,14 +72,27 @@ class ChannelCalibration:
         return replace(self, numbers=replace(self.numbers, settings=settings))
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a calibration may take, and whom it tells."""
+
+    budget_seconds: float = LEAST_BUDGET_SECONDS
+    """CPU time for the choices."""
+    default_iterations: int = 50
+    """Number of iterations where neither the user nor the data choose it."""
+    on_step: Callable[[str], None] = lambda _: None
+    """Called with the result of each choice, in words."""
+
+
 def calibrate(
     samples: Samples,
     psf: PSF,
-    camera: Camera,
+    given: Camera,
     settings: ResolvedSettings,
     model: WcrrWeights | None,
     overrides: UserOverrides,
     halo: Triple,
+    limits: Limits,
     *,
     masks_defects: bool = True,
 ) -> ChannelCalibration:
@@ -70,41 +102,139 @@ def calibrate(
     ----------
     samples : Samples
     psf : PSF
-    camera : Camera
+    given : Camera
+        Camera of the settings.
     settings : ResolvedSettings
+        With the upper bound of iterations where the data choose their number.
     model : WcrrWeights or None
         Learned prior.
     overrides : UserOverrides
         Numbers that are not to be chosen.
     halo : tuple of int, z y x
         Halo in voxels around a region that is restored to choose the output scale.
+    limits : Limits
     masks_defects : bool
         Whether fill values and hot pixels are masked.
     """
-    volume = samples.sampling.volumes[0][0]
-    fill = estimation.detect_fill((c for _, c in samples.views()), volume.fill_value) if masks_defects else None
-    levels = signal_levels(lambda: _photons(samples, camera, fill), psf, camera, overrides)
-    hot_ratio = psf.hot_ratio if masks_defects else None
-    data_mask = DataMask(fill, hot_ratio, levels.background, levels.intensity_scale)
-    ranked = _by_brightness(samples, camera, data_mask)
-    # The brightest region, and one that a quarter of the regions exceed.
-    for_tau = (ranked[i] for i in sorted({0, len(ranked) // 4}))
-    calibrated = calibrated_settings(
-        settings,
-        levels,
-        lambda: (prepare_views(samples.counts[i], camera, data_mask)[:2] for i in for_tau),
-        psf,
-        model,
-        tau=overrides.tau,
-        saturation=_saturation(volume, camera),
-    )
+    look = look_at(samples, psf, given, settings.method, overrides, limits, masks_defects=masks_defects)
+    camera, levels = look.camera, look.levels
+    calibrated, psf, findings = _decided(samples, look, psf, settings, model, overrides, limits)
+    data_mask = replace(look.data_mask, background=calibrated.background, intensity_scale=calibrated.intensity_scale)
+    ranked = look.ranked
     output_scale = overrides.output_scale
     if output_scale is None:
         brightest = [samples.regions[i] for i in ranked[:N_RESTORED_REGIONS]]
         restored = (_restored(region, samples, psf, camera, calibrated, model, data_mask, halo) for region in brightest)
         output_scale = _with_headroom(max(float(estimate.max()) for estimate in restored))
-    warnings = _warnings(samples, camera, fill, levels.background, is_flat=levels.is_flat)
-    return ChannelCalibration(ChannelNumbers(calibrated, data_mask, output_scale), tuple(warnings))
+    elif camera != given:
+        output_scale *= given.gain / camera.gain  # as in counts, which are what the user knows
+    warnings = [
+        *findings.warnings,
+        *_warnings(samples, given, camera, data_mask.fill, calibrated.background, is_flat=levels.is_flat),
+    ]
+    numbers = ChannelNumbers(calibrated, data_mask, output_scale, camera)
+    return ChannelCalibration(numbers, psf, findings, tuple(warnings))
+
+
+class FirstLook(NamedTuple):
+    """What the samples of a channel say before anything is restored."""
+
+    camera: Camera
+    findings: Findings
+    levels: SignalLevels
+    data_mask: DataMask
+    ranked: list[int]
+    """Numbers of the sample regions, the brightest first."""
+    saturation: float
+    """Photons."""
+
+    def windows(self, samples: Samples) -> Iterator[Window]:
+        """Yield the brightest region, and one that a quarter of the regions exceed."""
+        for i in sorted({0, len(self.ranked) // 4}):
+            yield _window(samples, self.ranked[i], self.camera, self.data_mask)
+
+
+def look_at(
+    samples: Samples,
+    psf: PSF,
+    given: Camera,
+    method: str,
+    overrides: UserOverrides,
+    limits: Limits,
+    *,
+    masks_defects: bool,
+) -> FirstLook:
+    """Choose the camera, and estimate fill value, background and intensity scale; parameters as in `calibrate`."""
+    volume = samples.sampling.volumes[0][0]
+    fill = estimation.detect_fill((c for _, c in samples.views()), volume.fill_value) if masks_defects else None
+    camera, findings = choose_camera(lambda: _counts(samples, fill), given, overrides, method, _ceiling(volume))
+    if findings.gain_interval is not None:
+        low, high = findings.gain_interval
+        taken = "counts are taken as photons" if camera == given else f"dark level {camera.offset:.4g} counts"
+        limits.on_step(f"gain {camera.gain:.3g} photons per count ({low:.3g} to {high:.3g}): {taken}")
+    levels = signal_levels(lambda: _photons(samples, camera, fill), psf, camera, overrides, offset=given.offset)
+    hot_ratio = psf.hot_ratio if masks_defects else None
+    data_mask = DataMask(fill, hot_ratio, levels.background, levels.intensity_scale)
+    ranked = _by_brightness(samples, camera, data_mask)
+    return FirstLook(camera, findings, levels, data_mask, ranked, _saturation(volume, camera))
+
+
+def _decided(
+    samples: Samples,
+    look: FirstLook,
+    psf: PSF,
+    settings: ResolvedSettings,
+    model: WcrrWeights | None,
+    overrides: UserOverrides,
+    limits: Limits,
+) -> Decision:
+    """Return what the data decide, from the cache where the same was asked before."""
+    asked = (
+        *(NUMERICS_VERSION, VERSION, samples.digest, psf.digest, look.camera, look.levels, look.saturation),
+        *(settings, "" if model is None else models.digest(model), overrides),
+        *(limits.budget_seconds, limits.default_iterations),
+    )
+    steps: list[str] = []
+
+    def compute() -> dict[str, Any]:
+        found = decide(
+            settings,
+            look.levels,
+            lambda: look.windows(samples),
+            psf,
+            model,
+            overrides,
+            look.findings,
+            saturation=look.saturation,
+            budget_seconds=limits.budget_seconds,
+            default_iterations=limits.default_iterations,
+            on_step=steps.append,
+        )
+        return {"settings": asdict(found.settings), "findings": asdict(found.findings), "steps": steps}
+
+    def parse(values: dict[str, Any]) -> Decision:
+        for step in values["steps"]:
+            limits.on_step(step)
+        findings = TypeAdapter(Findings).validate_python(values["findings"])
+        calibrated = TypeAdapter(CalibratedSettings).validate_python(values["settings"])
+        used = psf if overrides.psf_scale is not None else scaled(psf, findings.psf_scale)
+        return Decision(calibrated, used, findings)
+
+    name = f"choices-{hashlib.sha256(repr(asked).encode()).hexdigest()[:24]}"
+    return cached(name, compute, parse)
+
+
+def _window(samples: Samples, number: int, camera: Camera, data_mask: DataMask) -> Window:
+    """Return a sample region as photons, with its place in the job."""
+    region = samples.regions[number]
+    photons, weights, _ = prepare_views(samples.counts[number], camera, data_mask)
+    return Window(photons, weights, Place(region.timepoint, samples.sampling.channel, region.box.start))
+
+
+def _counts(samples: Samples, fill: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the counts ``z y x`` of every view of every region, and the mask of its valid voxels."""
+    for _, counts in samples.views():
+        yield counts, _valid(counts, counts, fill)
 
 
 def _photons(samples: Samples, camera: Camera, fill: float | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -156,19 +286,23 @@ def _with_headroom(brightest: float) -> float:
     return 2.0 ** math.floor(math.log2(UINT16_MAX / (HEADROOM * brightest)))
 
 
-def _saturation(volume: VolumeInfo, camera: Camera) -> float:
+def _ceiling(volume: VolumeInfo) -> float:
+    """Return the counts from which on a voxel is saturated; infinite for wide types."""
     dtype = np.dtype(volume.dtype)
-    if dtype.kind not in "iu" or dtype.itemsize > 2:
-        return math.inf
-    return (float(np.iinfo(dtype).max) - camera.offset) * camera.gain + camera.read_noise**2
+    return float(np.iinfo(dtype).max) if dtype.kind in "iu" and dtype.itemsize <= 2 else math.inf
+
+
+def _saturation(volume: VolumeInfo, camera: Camera) -> float:
+    """Return the photons from which on a voxel is saturated."""
+    return (_ceiling(volume) - camera.offset) * camera.gain + camera.read_noise**2
 
 
 def _warnings(
-    samples: Samples, camera: Camera, fill: float | None, background: float, *, is_flat: bool
+    samples: Samples, given: Camera, camera: Camera, fill: float | None, background: float, *, is_flat: bool
 ) -> Iterable[str]:
     if is_flat:
         yield "The volume is constant or empty: nothing rises above the background."
-    yield from _offset_warning(samples, camera, fill)
+    yield from _offset_warning(samples, given, fill)
     yield from _variation_warning(samples, camera, fill, background)
 
 

@@ -45,6 +45,8 @@ class Sampling:
     channel: int
     view_axis: str | None
     n_views: int
+    within: Box | None = None
+    """Part of every volume to which the regions keep; None for all of it."""
 
     def regions(self) -> Iterator[SampleRegion]:
         """Yield up to 27 regions of each of up to eight volumes, and of up to three time points of each."""
@@ -53,9 +55,12 @@ class Sampling:
         n_regions = REGIONS_PER_AXIS**3 * n_times * self.n_views
         widest = max(min(SAMPLE_REGION, int((SAMPLED_VOXELS / n_regions) ** (1 / 3))), 1)
         for volume, timepoints in sampled:
-            shape = volume.zyx_shape
-            edge = triple(min(widest, n) for n in shape)
-            starts = [sorted({round((n - e) * f) for f in (0.0, 0.5, 1.0)}) for n, e in zip(shape, edge, strict=True)]
+            whole = self.within or Box.of_shape(volume.zyx_shape)
+            edge = triple(min(widest, n) for n in whole.shape)
+            starts = [
+                sorted({a + round((n - e) * f) for f in (0.0, 0.5, 1.0)})
+                for a, n, e in zip(whole.start, whole.shape, edge, strict=True)
+            ]
             for timepoint, *start in product(_spread(timepoints, SAMPLED_TIMEPOINTS), *starts):
                 box = Box(triple(start), triple(a + e for a, e in zip(start, edge, strict=True)))
                 yield SampleRegion(volume, timepoint, box)

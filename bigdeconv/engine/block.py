@@ -123,7 +123,8 @@ def restore_window(
     stats : dict
         Seconds by kind of work, and voxel counts of ``owned``.
     """
-    settings, data_mask = recipe.channels[channel].settings, recipe.channels[channel].data_mask
+    numbers = recipe.channels[channel]
+    settings, data_mask = numbers.settings, numbers.data_mask
     on_cpu = settings.device == "cpu"
     stats: dict[str, Any] = {}
     with _WINDOWS, ExitStack() as turn:
@@ -137,7 +138,7 @@ def restore_window(
             turn.enter_context(_SOLVER)
             laps.end("wait")
         of_owned = owned.relative_to(window.start).slices
-        photons, weights, voxel_counts = prepare_views(counts, recipe.camera, data_mask, of_owned)
+        photons, weights, voxel_counts = prepare_views(counts, numbers.camera, data_mask, of_owned)
         del counts
         stats |= {name: n for name, n in asdict(voxel_counts).items() if n}
         laps.end("read")

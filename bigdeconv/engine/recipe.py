@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bigdeconv.numerics.camera import Camera, DataMask  # noqa: TC001  (read at run time: the ledger stores them by annotation)
+from bigdeconv.numerics.camera import Camera, DataMask
 from bigdeconv.numerics.restoration import CalibratedSettings  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -23,15 +23,18 @@ class ChannelNumbers:
     data_mask: DataMask
     output_scale: float
     """Factor from photons to stored values."""
+    camera: Camera = field(default_factory=Camera)
+    """Camera model, as set or as the noise tells."""
 
     @property
     def text(self) -> str:
         """The numbers in words."""
         settings = self.settings
         strength = "" if settings.method == "rl" else f", τ {settings.tau:.3g}"
+        camera = "" if self.camera.gain == 1 else f"gain {self.camera.gain:.3g}, offset {self.camera.offset:.4g}, "
         return (
-            f"background {settings.background:.4g} photons, intensity scale {settings.intensity_scale:.4g} photons{strength}, "
-            f"output scale {self.output_scale:g}"
+            f"{camera}background {settings.background:.4g} photons, intensity scale {settings.intensity_scale:.4g} photons"
+            f"{strength}, {settings.iterations} iterations, output scale {self.output_scale:g}"
         )
 
 
@@ -43,7 +46,6 @@ class Recipe:
     """Name of this start of this run on a cluster: two runs share no task, and neither do two starts of one run."""
     volume: VolumeInfo
     view_axis: str | None
-    camera: Camera
     plan: Plan
     channels: dict[int, ChannelNumbers]
     psfs: dict[int, PSF]

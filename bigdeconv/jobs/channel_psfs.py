@@ -10,7 +10,7 @@ import numpy as np
 
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import triple
-from bigdeconv.psf import PSF, gaussian, prepare
+from bigdeconv.psf import PSF, gaussian, prepare, scaled
 from bigdeconv.storage.psf_files import read_psf
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read(config: JobConfig, inputs: Inputs) -> tuple[dict[int, PSF], list[str]]:
     for channel in inputs.channels:
         chosen = _files_of_channel(entries, channel, inputs.n_views)
         if chosen not in prepared:
-            prepared[chosen] = _prepare(chosen, config, inputs)
+            prepared[chosen] = scaled(_prepare(chosen, config, inputs), config.psf_scale or (1.0, 1.0, 1.0))
             warnings += prepared[chosen].notes
         psfs[channel] = prepared[chosen]
     return psfs, warnings

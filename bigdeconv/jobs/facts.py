@@ -63,8 +63,8 @@ class JobFacts:
 
     @property
     def camera(self) -> Camera:
-        """Camera model of the settings."""
-        return Camera(self.config.camera_offset, self.config.gain, self.config.read_noise)
+        """Camera model of the settings; a gain that is not set is 1."""
+        return Camera(self.config.camera_offset, self.config.gain or 1.0, self.config.read_noise)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +83,8 @@ class JobPlan:
     driver_memory: Terms
     """Terms of the driver's peak memory, in bytes."""
     warnings: tuple[str, ...]
+    psf_digest: str
+    """Checksum of the PSFs as given: the data may choose another width."""
 
     @property
     def n_views(self) -> int:

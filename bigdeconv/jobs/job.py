@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bigdeconv import models
-from bigdeconv.calibration import block_cost, channel, halo
-from bigdeconv.calibration.numbers import UserOverrides, initial_tau
+from bigdeconv.calibration import block_cost, channel, halo, tuning
+from bigdeconv.calibration.numbers import LEAST_BUDGET_SECONDS, UserOverrides, first_guess
 from bigdeconv.calibration.samples import Samples, Sampling
-from bigdeconv.config import DEFAULT_ITERATIONS
+from bigdeconv.config import DEFAULT_ITERATIONS, MAX_ITERATIONS
 from bigdeconv.engine import machine
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import fast_length, triple, zyx_text
@@ -29,6 +31,8 @@ from bigdeconv.planning.planner import CHUNK
 from bigdeconv.storage.mask import blocks_outside
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from bigdeconv.calibration.channel import ChannelCalibration
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 
 DECODING_LIMIT = 3.0
 """Voxels decoded per voxel written above which a plan warns."""
+BUDGET_SHARE = 0.15
+"""CPU time of the choices before the first block, as a share of the predicted run's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +72,53 @@ class Job:
         return tuple(found)
 
 
+def tune_job(plan: JobPlan, on_step: Callable[[str], None]) -> list[tuning.Tuning]:
+    """Try methods and settings side by side on parts of each channel; nothing is written.
+
+    Parameters
+    ----------
+    plan : JobPlan
+        Of the learned prior, whatever its settings say of the method.
+    on_step : callable
+        Called with each result, in words.
+    """
+    facts = plan.facts
+    here = replace(facts.settings, device=machine.device_here(facts.settings.device))
+    assert plan.model is not None
+    found = []
+    for number in facts.channels:
+        sampling = _sampling(facts, number, plan.n_views)
+        within = None if facts.config.roi is None else facts.largest_plan.roi
+        with cpu_threads(facts.resources.threads):
+            found.append(
+                tuning.tune(
+                    Samples.read(replace(sampling, within=within)),
+                    plan.psfs[number],
+                    facts.camera,
+                    here,
+                    plan.model,
+                    _overrides(facts),
+                    masks_defects=facts.config.masks_defects,
+                    on_step=on_step,
+                )
+            )
+    return found
+
+
+class Chosen(NamedTuple):
+    """What the data have decided of a plan."""
+
+    iterations: int
+    psfs: dict[int, PSF]
+    """By channel."""
+
+
 def plan_job(
-    config: JobConfig, tczyx_shape: tuple[int, ...] | None = None, *, device: Literal["cpu", "cuda"] | None = None
+    config: JobConfig,
+    tczyx_shape: tuple[int, ...] | None = None,
+    *,
+    device: Literal["cpu", "cuda"] | None = None,
+    chosen: Chosen | None = None,
 ) -> JobPlan:
     """Read metadata, PSFs and mask, calibrate halo and costs, and plan.  No voxel is read; only a cache is written.
 
@@ -79,6 +130,8 @@ def plan_job(
         too, and a PSF may be left out.
     device : {"cpu", "cuda"}, optional
         Device of the blocks.  Default: that of the settings, or else the GPUs of this machine.
+    chosen : Chosen, optional
+        Iterations and PSFs.  Default: the upper bound of iterations, and the PSFs as given.
 
     Raises
     ------
@@ -87,6 +140,7 @@ def plan_job(
     """
     found = inputs.find(config, tczyx_shape)
     psfs, warnings = channel_psfs.read(config, found)
+    psfs = psfs if chosen is None else chosen.psfs
     model = models.resolve(config.model) if config.method == "garl" else None
     warnings += _model_warnings(config, found.first_volume, model)
     output_dtype = plan_request.output_dtype(config, found.first_volume)
@@ -96,6 +150,8 @@ def plan_job(
         )
     resources = find_resources(config, device)
     settings = _resolved_settings(config, found.first_volume, model, resources)
+    if chosen is not None:
+        settings = replace(settings, iterations=chosen.iterations)
     request = plan_request.for_job(config, found, psfs, model, settings, resources)
     plans, notes = _plans(config, found, request, settings, psfs, model)
     warnings += notes
@@ -113,13 +169,25 @@ def plan_job(
         blocks_outside=0 if outside is None else int(outside.sum()),
     )
     memory = _driver_memory(facts, request, found.n_views)
-    return JobPlan(facts, psfs, model, outside, request.costs, memory, tuple(warnings))
+    given = json.dumps([psf.digest for _, psf in sorted(psfs.items())])
+    psf_digest = hashlib.sha256(given.encode()).hexdigest()[:16]
+    return JobPlan(facts, psfs, model, outside, request.costs, memory, tuple(warnings), psf_digest)
 
 
-def calibrate_job(plan: JobPlan) -> Job:
-    """Read samples and choose, per channel, the numbers that all its blocks share; nothing is written."""
+def calibrate_job(plan: JobPlan, on_step: Callable[[str], None] = lambda _: None) -> Job:
+    """Read samples and choose, per channel, the numbers that all its blocks share; nothing is written.
+
+    Where the data choose fewer iterations than were planned for, or another width of the PSF, the job is planned again.
+
+    Parameters
+    ----------
+    plan : JobPlan
+    on_step : callable
+        Called with the result of each choice, in words.
+    """
     facts = plan.facts
     here = replace(facts.settings, device=machine.device_here(facts.settings.device))
+    limits = channel.Limits(_budget_seconds(plan), DEFAULT_ITERATIONS[facts.config.method], on_step)
     calibrations: dict[int, ChannelCalibration] = {}
     digests: dict[int, str] = {}
     for number in facts.channels:
@@ -135,9 +203,28 @@ def calibrate_job(plan: JobPlan) -> Job:
                 plan.model,
                 _overrides(facts),
                 facts.largest_plan.halo,
+                limits,
                 masks_defects=facts.config.masks_defects,
             ).on(facts.settings.device)
-    return Job(plan, calibrations, digests)
+    return Job(_planned_again(plan, calibrations), calibrations, digests)
+
+
+def _planned_again(plan: JobPlan, calibrations: dict[int, ChannelCalibration]) -> JobPlan:
+    """Return the plan for the iterations and PSFs that were chosen: its halo follows them."""
+    facts = plan.facts
+    iterations = max(calibration.numbers.settings.iterations for calibration in calibrations.values())
+    psfs = {number: calibration.psf for number, calibration in calibrations.items()}
+    same_psfs = all(psfs[number].digest == plan.psfs[number].digest for number in psfs)
+    if iterations == facts.settings.iterations and same_psfs:
+        return replace(plan, psfs=psfs)
+    again = plan_job(facts.config, device=facts.settings.device, chosen=Chosen(iterations, psfs))
+    return replace(again, psf_digest=plan.psf_digest)
+
+
+def _budget_seconds(plan: JobPlan) -> float:
+    """Return the CPU time that the choices of a channel may take: a fair share beside the run itself."""
+    of_run = BUDGET_SHARE * plan.seconds_per_block * plan.facts.n_blocks / len(plan.facts.channels)
+    return max(LEAST_BUDGET_SECONDS, 3 * plan.seconds_per_block, of_run)
 
 
 def sample_digests(plan: JobPlan) -> dict[int, str]:
@@ -157,7 +244,7 @@ def locations_read(facts: JobFacts) -> list[str]:
 def _resolved_settings(
     config: JobConfig, volume: VolumeInfo, model: WcrrWeights | None, resources: Resources
 ) -> ResolvedSettings:
-    iterations = DEFAULT_ITERATIONS[config.method] if config.iterations is None else config.iterations
+    iterations = MAX_ITERATIONS[config.method] if config.iterations is None else config.iterations
     default_sigma = model.sigma_default if model else 0.0
     return ResolvedSettings(
         method=config.method,
@@ -198,12 +285,12 @@ def _nominal_settings(config: JobConfig, settings: ResolvedSettings, model: Wcrr
     if config.intensity_scale is None:
         photons, background = halo.PHOTONS, halo.PHOTONS * halo.BACKGROUND_SHARE
     else:
-        photons = config.intensity_scale * config.gain
+        photons = config.intensity_scale * (config.gain or 1.0)
         background = photons * halo.BACKGROUND_SHARE
         if config.background is not None:
-            camera = Camera(config.camera_offset, config.gain, config.read_noise)
+            camera = Camera(config.camera_offset, config.gain or 1.0, config.read_noise)
             background = camera.background(config.background)
-    tau = initial_tau(settings, photons, model) if config.tau is None else config.tau
+    tau = first_guess(settings, photons, model) if config.tau is None else config.tau
     return settings.calibrated(tau=tau, background=background, intensity_scale=photons)
 
 
@@ -222,7 +309,16 @@ def _overrides(facts: JobFacts) -> UserOverrides:
     config, output_scale = facts.config, facts.config.output_scale
     if output_scale is None and facts.output_dtype != "uint16":
         output_scale = 1.0  # floating point needs no room to grow
-    return UserOverrides(config.background, config.intensity_scale, config.tau, output_scale)
+    return UserOverrides(
+        background=config.background,
+        intensity_scale=config.intensity_scale,
+        tau=config.tau,
+        output_scale=output_scale,
+        sigma=config.sigma,
+        iterations=config.iterations,
+        gain=config.gain,
+        psf_scale=None if config.psf_scale is None else (config.psf_scale[0], config.psf_scale[1], config.psf_scale[2]),
+    )
 
 
 def _driver_memory(facts: JobFacts, request: PlanRequest, n_views: int) -> Terms:

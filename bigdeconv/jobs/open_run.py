@@ -121,7 +121,6 @@ class OpenRun:
             token=uuid4().hex[:12],
             volume=facts.first_volume,
             view_axis=facts.config.views_axis,
-            camera=facts.camera,
             plan=facts.plans[0],
             channels=self.record.channels,
             psfs={number: PSF(arrays[f"psf{number}"], voxel_zyx_um) for number in facts.channels},

@@ -18,6 +18,7 @@ from bigdeconv.storage.locations import is_remote, resolve_location
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from bigdeconv.jobs.job import Job
     from bigdeconv.jobs.record import RunRecord
 
 
@@ -126,6 +127,19 @@ def require_same_job(old: dict[str, Any], new: dict[str, Any]) -> None:
         f"resume: the stored run differs in {', '.join([*differing, *details])}; resume it with the same settings, with "
         "`bigdeconv resume`, or start again with --overwrite."
     )
+
+
+def require_fitting_psf(job: Job) -> None:
+    """Raise where the settings are strict and the data do not fit the PSF.
+
+    Raises
+    ------
+    InvalidInputError
+        With the warnings of the calibration.
+    """
+    found = [s for calibration in job.calibrations.values() for s in calibration.findings.warnings]
+    if job.plan.facts.config.strict and found:
+        raise InvalidInputError(" ".join(["strict: the data do not fit the settings.", *found]))
 
 
 def require_same_numbers(record: RunRecord) -> None:

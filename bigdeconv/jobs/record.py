@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from bigdeconv import models
+from bigdeconv.calibration.numbers import Findings
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs.facts import JobFacts, JobPlan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.job import Job
     from bigdeconv.storage.ledger import Ledger
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when the form of the record changes."""
 
 
@@ -29,13 +30,15 @@ SCHEMA_VERSION = 2
 class RunRecord:
     """Everything that a run needs besides arrays."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     digest: str
     """Checksum of identity, plans and numbers."""
     identity: dict[str, Any]
     """Named digests and parameters that decide the stored numbers."""
     facts: JobFacts
     channels: dict[int, ChannelNumbers]
+    findings: dict[int, Findings]
+    """By channel: what the data said beside the numbers that they decided."""
     warnings: tuple[str, ...]
 
 
@@ -46,11 +49,12 @@ def record_of(job: Job) -> RunRecord:
     identity = identity_of(job.plan, job.sample_digests)
     chosen = {number: asdict(numbers) for number, numbers in channels.items()}
     return RunRecord(
-        schema_version=2,
+        schema_version=3,
         digest=_digest([identity, [asdict(plan) for plan in facts.plans], chosen]),
         identity=identity,
         facts=facts,
         channels=channels,
+        findings={number: calibration.findings for number, calibration in job.calibrations.items()},
         warnings=job.warnings,
     )
 
@@ -65,7 +69,7 @@ def identity_of(plan: JobPlan, sample_digests: dict[int, str]) -> dict[str, Any]
     outside = None if plan.outside is None else np.packbits(plan.outside).tobytes()
     return {
         "input": _digest([volumes, facts.images.names, list(sample_digests.values())]),
-        "psf": _digest([psf.digest for _, psf in sorted(plan.psfs.items())]),
+        "psf": plan.psf_digest,
         "model": models.digest(plan.model) if plan.model else None,
         # A mask decides which blocks are left out: its place and its other voxels do not matter.
         "mask": None if outside is None else hashlib.sha256(outside).hexdigest()[:16],

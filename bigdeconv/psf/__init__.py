@@ -6,5 +6,6 @@ Arrays are ``z y x``, or ``v z y x`` for several views of one object; lengths ar
 from bigdeconv.psf.models import airyscan, gaussian
 from bigdeconv.psf.prepare import prepare
 from bigdeconv.psf.psf import PSF
+from bigdeconv.psf.scaling import scaled
 
-__all__ = ["PSF", "airyscan", "gaussian", "prepare"]
+__all__ = ["PSF", "airyscan", "gaussian", "prepare", "scaled"]

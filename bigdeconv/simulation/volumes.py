@@ -18,6 +18,7 @@ import tifffile
 from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.geometry import Box
 from bigdeconv.simulation import samples
+from bigdeconv.simulation.objects import objects
 from bigdeconv.storage import omezarr
 from bigdeconv.storage.arrays import read_box, write_region
 from bigdeconv.storage.atomic import replaced_file
@@ -175,6 +176,46 @@ def write_tubes(
     attributes = {"simulation": {"kind": "tubes", **parameters}}
     written = write_volume(path, data, voxel_zyx_um=voxel_zyx_um, name="tubes", attributes=attributes)
     return Written(written.axes, written.shape, written.dtype, tuple(notes))
+
+
+def write_objects(
+    path: str | Path,
+    kind: str,
+    zyx_shape: Triple,
+    voxel_zyx_um: TripleUm,
+    *,
+    seed: int,
+    size_um: float | None = None,
+) -> Written:
+    """Write a random object of a kind, float32 with maximum 1.
+
+    Parameters
+    ----------
+    path : str or Path
+        Place of the image: a local path that does not exist.
+    kind, zyx_shape, voxel_zyx_um, seed, size_um
+        See `bigdeconv.simulation.objects`.
+
+    Returns
+    -------
+    Written
+
+    Raises
+    ------
+    InvalidInputError
+        If a parameter is out of its range.
+    BudgetError
+        If the volume does not fit into the memory.
+    OutputExistsError
+        If ``path`` exists.
+    StoreError
+        If ``path`` is remote or cannot be written.
+    """
+    _refuse_existing(path)
+    with _within_memory(zyx_shape, TUBES_BYTES):
+        data = objects(kind, seed, zyx_shape, voxel_zyx_um, size_um=size_um)
+    attributes = {"simulation": {"kind": kind, "seed": seed, "size_um": size_um}}
+    return write_volume(path, data, voxel_zyx_um=voxel_zyx_um, name=kind, attributes=attributes)
 
 
 def write_calibration_target(path: str | Path, zyx_shape: Triple, voxel_zyx_um: TripleUm) -> Written:

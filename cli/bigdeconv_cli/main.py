@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigdeconv_cli import demo, inspection, model, plan, run, simulate, train
+from bigdeconv_cli import demo, inspection, model, plan, run, simulate, train, tune
 
 app = typer.Typer(
     name="bigdeconv",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("tune")(tune.tune)
 app.command("resume")(run.resume)
 app.command("status")(inspection.status)
 app.command("report")(inspection.report)

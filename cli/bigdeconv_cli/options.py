@@ -44,7 +44,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=str(extra["panel"]),
         show_default=False,
     )
-    kind: Any = list[str] | None if many else str | None
+    kind: Any = list[str] | None if many else bool | None if field.annotation is bool else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
@@ -54,4 +54,7 @@ def _help(field: FieldInfo, metavar: str) -> str:
         return text
     if field.default is None:
         return f"{text} Default: auto." if "auto" in metavar else text
-    return f"{text} Default: {field.default}."
+    if field.annotation is bool:
+        return text
+    shown = ",".join(f"{n:g}" for n in field.default) if isinstance(field.default, tuple) else field.default
+    return f"{text} Default: {shown}."

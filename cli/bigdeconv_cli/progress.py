@@ -34,6 +34,7 @@ class Reporter(AbstractContextManager["Reporter"]):
 
         return Events(
             planned=self.planned,
+            chosen=self.chosen,
             calibrated=self.calibrated,
             warned=self.warned,
             connected=self.connected,
@@ -47,8 +48,12 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._voxels_per_block = largest.roi.size * len(largest.timepoints) * len(largest.channels) / largest.n_blocks
         z, y, x = largest.core_shape
         volumes = f" in {len(facts.volumes)} volumes" if len(facts.volumes) > 1 else ""
-        method = f"{facts.config.method}, {facts.settings.iterations} iterations"
+        method = f"{facts.config.method}, {_iterations(facts.config.iterations, facts.settings.iterations)}"
         self._say(f"{facts.n_blocks} blocks of {z},{y},{x} voxels{volumes}, {method}")
+
+    def chosen(self, result: str) -> None:
+        """Print the result of a choice."""
+        self._say(f"  {result}")
 
     def calibrated(self, channel: int, numbers: ChannelNumbers) -> None:
         """Print the numbers that were chosen for a channel."""
@@ -129,3 +134,7 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _iterations(given: int | None, planned: int) -> str:
+    return f"at most {planned} iterations" if given is None else f"{planned} iterations"

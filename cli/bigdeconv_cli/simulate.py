@@ -81,6 +81,36 @@ def tubes(
     _finish(output, written)
 
 
+@app.command("objects")
+def objects(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="nuclei, membranes, puncta, mesh, texture or tubes.", show_default=False)
+    ],
+    output: Output,
+    shape: Annotated[str, typer.Option("--shape", metavar="Z,Y,X", help="Voxels.")] = "64,256,256",
+    voxel_um: Annotated[str, typer.Option("--voxel-um", metavar="Z,Y,X", help="Voxel size in µm.")] = "0.2,0.1,0.1",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same object.")] = 0,
+    size_um: Annotated[
+        float | None,
+        typer.Option(
+            "--size-um", metavar="F", help="Size of a nucleus or cell, or spacing of points and filaments, in µm. "
+            "Default: a quarter of the smaller extent in y and x.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Make an object of a kind, from 0 to 1, to try settings on: the same seed gives the same object at any voxel size."""
+    with _usage():
+        zyx_shape = _triple("shape", shape, int, "three whole numbers of 1 or more, for example 64,256,256")
+        voxel = _triple("voxel-um", voxel_um, float, "three positive lengths, for example 0.2,0.1,0.1")
+        number = _at_least_zero("seed", seed)
+        size = None if size_um is None else _positive("size-um", size_um)
+    import bigdeconv
+
+    with reported():
+        written = bigdeconv.simulation.write_objects(output, kind, zyx_shape, voxel, seed=number, size_um=size)
+    _finish(output, written)
+
+
 @app.command("acquire")
 def acquire(
     truth: Annotated[str, typer.Argument(metavar="TRUTH.zarr", help="OME-Zarr image of the sample: a path or a URL.")],

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from phantom import VOXEL_ZYX_UM
 
-from bigdeconv.calibration.numbers import calibrated_settings
+from bigdeconv.calibration.choices import Window
+from bigdeconv.calibration.numbers import chosen_tau
 from bigdeconv.numerics import metrics
 from bigdeconv.numerics.convolution import Blur
 from bigdeconv.numerics.priors.tv import TotalVariation
 from bigdeconv.numerics.priors.wcrr import Wcrr
 from bigdeconv.numerics.restoration import MU_MAX, ResolvedSettings
 from bigdeconv.numerics.richardson_lucy import Problem, init, step
-from bigdeconv.numerics.tau import initial_tau
+from bigdeconv.numerics.strength import initial_tau
+from bigdeconv.numerics.thinning import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,9 +107,9 @@ def automatic(scene: Scene, method: Method) -> Method:
     """Return GARL with the default noise level of its model and the τ that data thinning chooses."""
     sigma = method.model.sigma_default
     settings = ResolvedSettings(method="garl", iterations=MARKS[-1], voxel_zyx_um=VOXEL_ZYX_UM, sigma=sigma)
-    windows = [(scene.photons, None)]
-    found = calibrated_settings(settings, scene.levels, lambda: windows, scene.psf, method.model, tau=None)
-    return replace(method, name="GARL, auto", strength=found.tau * scene.scale, sigma=sigma)
+    windows = [Window(scene.photons, None, Place())]
+    tau = chosen_tau(settings, scene.levels, windows, scene.psf, method.model)
+    return replace(method, name="GARL, auto", strength=tau * scene.scale, sigma=sigma)
 
 
 def _trials(method: Method) -> list[Method]:

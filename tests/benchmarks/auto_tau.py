@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from bigdeconv import PSF, deconvolve, models, psf, simulation
-from bigdeconv.calibration.numbers import UserOverrides, calibrated_settings, signal_levels
+from bigdeconv.calibration.choices import Window
+from bigdeconv.calibration.numbers import UserOverrides, chosen_tau, signal_levels
 from bigdeconv.numerics import metrics
 from bigdeconv.numerics.camera import Camera
 from bigdeconv.numerics.restoration import ResolvedSettings
+from bigdeconv.numerics.thinning import Place
 
 if TYPE_CHECKING:
     from bigdeconv.numerics.priors.weights import WcrrWeights
@@ -32,8 +34,13 @@ def compare(photons: float, truth: np.ndarray, prepared: PSF, model: WcrrWeights
     valid = np.ones(SHAPE, bool)
     levels = signal_levels(lambda: ((view, valid) for view in data), prepared, Camera(), UserOverrides())
     settings = ResolvedSettings(method="garl", iterations=50, voxel_zyx_um=VOXEL_ZYX_UM, sigma=model.sigma_default)
-    tau = calibrated_settings(settings, levels, lambda: [(data, None)], prepared, model, tau=None).tau
-    given = {"model": model, "background": levels.background, "intensity_scale": levels.intensity_scale}
+    tau = chosen_tau(settings, levels, [Window(data, None, Place())], prepared, model)
+    given = {
+        "model": model,
+        "iterations": 50,
+        "background": levels.background,
+        "intensity_scale": levels.intensity_scale,
+    }
     found = {f: metrics.rsnr(deconvolve(data, prepared, tau=f * tau, **given), truth) for f in FACTORS}
     row = "  ".join(f"{factor:g}: {value:.2f}" for factor, value in found.items())
     print(f"{photons:5g} photons, scale {levels.intensity_scale:.1f}, background {levels.background:.2f}  {row}")

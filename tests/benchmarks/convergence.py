@@ -24,7 +24,7 @@ from bigdeconv.numerics.priors.tv import TotalVariation
 from bigdeconv.numerics.priors.wcrr import Wcrr
 from bigdeconv.numerics.restoration import MU_MAX
 from bigdeconv.numerics.richardson_lucy import Problem, init, objective, step
-from bigdeconv.numerics.tau import initial_tau
+from bigdeconv.numerics.strength import initial_tau
 from tests.benchmarks import scenes
 from tests.benchmarks.measure import once
 

@@ -131,6 +131,7 @@ def make_recipe(case: Case, folder: Path, iterations: int = 2) -> Recipe:
     """Write the input, store a job with two blocks, and return its recipe."""
     from bigdeconv.calibration import block_cost, halo
     from bigdeconv.calibration.channel import ChannelCalibration
+    from bigdeconv.calibration.numbers import Findings
     from bigdeconv.config import make_config
     from bigdeconv.engine.recipe import ChannelNumbers
     from bigdeconv.jobs.job import Job, plan_job
@@ -159,7 +160,7 @@ def make_recipe(case: Case, folder: Path, iterations: int = 2) -> Recipe:
         )  # fmt: skip
     settings = plan.facts.settings.calibrated(tau=0.01, background=5.0, intensity_scale=50.0, saturation=65535.0)
     numbers = ChannelNumbers(settings, DataMask(0.0 if case.holes else None, 10.0, 5.0, 50.0), output_scale=8.0)
-    job = Job(plan, {0: ChannelCalibration(numbers, ())}, {})
+    job = Job(plan, {0: ChannelCalibration(numbers, plan.psfs[0], Findings(), ())}, {})
     run = OpenRun.create(folder / "out.zarr", job, record_of(job))
     create_outputs(run.output, plan.facts.images, output_specs(run.record))
     (recipe,) = run.recipes(threads=1)

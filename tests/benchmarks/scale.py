@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from bigdeconv import pipeline  # noqa: E402
 from bigdeconv.calibration.channel import ChannelCalibration  # noqa: E402
+from bigdeconv.calibration.numbers import Findings  # noqa: E402
 from bigdeconv.engine import schedule  # noqa: E402
 from bigdeconv.engine.block import Solved  # noqa: E402
 from bigdeconv.engine.clusters.connection import connect  # noqa: E402
@@ -112,7 +113,9 @@ def stored_run(output: Path, blocks: int) -> OpenRun:
         device="cpu",
     )
     settings = plan.facts.settings.calibrated(tau=0.0, background=5.0, intensity_scale=50.0)
-    job = Job(plan, {0: ChannelCalibration(ChannelNumbers(settings, DataMask(), 1.0), ())}, {})
+    job = Job(
+        plan, {0: ChannelCalibration(ChannelNumbers(settings, DataMask(), 1.0), plan.psfs[0], Findings(), ())}, {}
+    )
     return OpenRun.create(output, job, record_of(job))
 
 

@@ -84,10 +84,8 @@ class Stage:
         return all(a[1] < b[0] or b[1] < a[0] for a, b in combinations(self.intervals(step).values(), 2))
 
     def _recipe(self, n):
-        channel = SimpleNamespace(settings=self._settings, data_mask=DataMask(), output_scale=1.0)
-        return SimpleNamespace(
-            channels={0: channel}, camera=None, scratch="", output_dtype="float32", keep_bits=None, token=str(n)
-        )
+        channel = SimpleNamespace(settings=self._settings, data_mask=DataMask(), output_scale=1.0, camera=None)
+        return SimpleNamespace(channels={0: channel}, scratch="", output_dtype="float32", keep_bits=None, token=str(n))
 
     def _step(self, name, n, result):
         self._note(name, n, "begun")

@@ -40,7 +40,7 @@ class TotalVariation:
     min_inner_iterations = 4
     """With one iteration in the prior the objective falls a third more slowly than with the reference update."""
     max_momentum = 0.875
-    """Optimal for a curvature of at least 0.4 % of the largest; with a larger one the objective rises after some 60 iterations."""
+    """Optimal for a curvature of at least 0.4 % of the largest; with more the objective rises after some 60 iterations."""
 
     def __init__(self, voxel_zyx_um: tuple[float, float, float], epsilon: float = 1e-6) -> None:
         self._squared_scales = tuple((min(voxel_zyx_um) / v) ** 2 for v in voxel_zyx_um)
