@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENVIRONMENT_PREFIX = "BIGDECONV_"
 DEFAULT_ITERATIONS: dict[str, int] = {"garl": 50, "rltv": 30, "rl": 15}
 """By method, where the data do not choose the number."""
-MAX_ITERATIONS: dict[str, int] = {"garl": 80, "rltv": 50, "rl": 50}
+MAX_ITERATIONS: dict[str, int] = {"garl": 120, "rltv": 50, "rl": 50}
 """By method: the upper bound of a number that the data choose, for which a job is planned."""
 T = TypeVar("T")
 _MAX_ITERATIONS_TEXT = ", ".join(f"{n} for {method}" for method, n in MAX_ITERATIONS.items())

@@ -428,7 +428,8 @@ def _execute(opened: OpenRun, events: Events, connection: Connection) -> RunSumm
                 opened.ledger.drop_scratch()
                 summary.errors += validate(opened.output)
             if summary.complete:
-                events.phase("seams")
+                if _seams_to_probe(opened, facts.config.seam_probes):
+                    events.phase("seams")
                 _add_certificate(summary, *_certify(connection, recipes, opened, facts.config.seam_probes))
             summary.seconds = round(time.monotonic() - started, 2)
             closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}

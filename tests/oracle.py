@@ -293,7 +293,7 @@ def surrogate_step(p, y, b, weights, psfs, sensitivity, tau, gradient, saturated
         c = np.maximum(largest / 2, largest - s / 2)
         here = q, gradient(q - m)
         if last is not None:
-            before = last or (np.zeros_like(q), np.zeros_like(q))
+            before = last or (q, np.zeros_like(q))  # the bound, before the first move
             c = np.minimum(c, tau * curvature_along_move(before, here, bound(q - m)))
             last[:] = here
         slope = s + tau * here[1] - c * q

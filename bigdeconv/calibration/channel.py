@@ -50,7 +50,7 @@ HEADROOM = 4.0
 UINT16_MAX = 65535
 MAX_VARIATION = 2.0
 """Ratio of the brightest to the dimmest sampled time point above which a warning is given."""
-VERSION = 1
+VERSION = 2
 """Raised whenever the same samples give other choices than before, beside other numerics."""
 N_RESTORED_REGIONS = 2
 """Sample regions that are restored to choose the output scale."""
@@ -221,7 +221,8 @@ def _decided(
         return Decision(calibrated, used, findings)
 
     name = f"choices-{hashlib.sha256(repr(asked).encode()).hexdigest()[:24]}"
-    return cached(name, compute, parse)
+    # A busy machine makes some choices too slow: the next run tries again.
+    return cached(name, compute, parse, keep=lambda values: not values["findings"]["not_chosen"])
 
 
 def _window(samples: Samples, number: int, camera: Camera, data_mask: DataMask) -> Window:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bigdeconv.numerics.restoration import CalibratedSettings
     from bigdeconv.psf import PSF
 
-READOUTS = (5, 10, 15, 20, 30, 50, 80)
+READOUTS = (5, 10, 15, 20, 30, 50, 80, 120)
 """Numbers of iterations at which a restoration is compared with the unseen photons."""
 BACKGROUND_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 """Backgrounds that are tried first, as shares of the first estimate, which tends to be too high."""
@@ -45,14 +45,17 @@ LEVEL = 1.0
 HIGHER, LOWER = 3.0, 8.0
 """Standard errors up to which a higher and a lower background belong to the interval: a haze that the estimate imitates makes the
 loss of a lower one rise without being wrong."""
-CAUTION = 0.95
-"""Share of the best background that is taken: too high a value removes dim structure and its flux."""
+CAUTION = 0.05
+"""Largest share of the best background that is given away, as far as the data tell no difference: too high a value removes dim
+structure and its flux."""
 NARROWER = 0.8
 """Width with which the PSF is compared, as a multiple of the given one."""
-WIDTHS = (0.5, 0.65, 0.8, 1.0, 1.25, 1.5)
-"""Widths that are tried first where the data choose it."""
-WIDTH_STEPS = (1.12, 1.06)
-"""Ratios by which the best of them is then varied."""
+WIDTH_STEPS = (1.25, 1.12)
+"""Ratios of consecutive widths, coarse and fine, where the data choose it."""
+MAX_WIDTH_STEPS = 3
+"""Largest number of coarse ratios between the given width and a candidate."""
+MEASUREMENTS = 3
+"""Measurements of the CPU time of an iteration."""
 LONGEST_CHECK = 50
 """Largest number of iterations that background and width of the PSF are judged by."""
 SETTLED = (50, 100, 200)
@@ -111,13 +114,17 @@ class Bench:
         return np.asarray(curve[best])
 
     def seconds_per_iteration(self, psf: PSF, settings: CalibratedSettings) -> float:
-        """Measure the CPU time of an iteration over all windows and halves."""
+        """Measure the CPU time of an iteration over all windows and halves: the least of some, for other work slows it down."""
         trial = next(iter(self._trials(psf, settings)))
         thinning.losses(trial, [1])  # compiles, and fills the caches
-        started = time.process_time()
-        thinning.losses(trial, [2])
+
+        def seconds() -> float:
+            started = time.process_time()
+            thinning.losses(trial, [2])
+            return time.process_time() - started
+
         # The start costs about as much as an iteration.
-        return (time.process_time() - started) / 3 * 2 * len(self.windows)
+        return min(seconds() for _ in range(MEASUREMENTS)) / 3 * 2 * len(self.windows)
 
     def _trials(self, psf: PSF, settings: CalibratedSettings) -> Iterable[thinning.Trial]:
         halved = replace(settings, tau=math.sqrt(2) * settings.tau)
@@ -174,7 +181,16 @@ def choose_background(bench: Bench, psf: PSF, settings: CalibratedSettings) -> B
     for _ in range(REFINEMENTS):
         step /= 2
         best = min((best, max(best - step, 0.0), best + step), key=loss)
-    return BackgroundChoice(CAUTION * best * first, _interval(tried, best, first))
+    return BackgroundChoice((best - _caution(tried, best, step)) * first, _interval(tried, best, first))
+
+
+def _caution(tried: dict[float, np.ndarray], best: float, step: float) -> float:
+    """Return how far below the best background the loss has risen by `LEVEL` standard errors, at most by `CAUTION`."""
+    lower = tried[max(best - step, 0.0)]
+    difference, error = thinning.excess(lower, tried[best])
+    # Near the best the excess grows with the square of the distance, and its standard error with the distance.
+    distance = step * LEVEL * error / difference if difference > 0 else math.inf
+    return min(CAUTION * best, distance)
 
 
 def _interval(tried: dict[float, np.ndarray], best: float, first: float) -> tuple[float, float]:
@@ -254,21 +270,28 @@ def choose_width(bench: Bench, psf: PSF, settings: CalibratedSettings) -> WidthC
         As for `check_width`.
     """
     tried: dict[float, np.ndarray] = {}
+    coarse, fine = WIDTH_STEPS
 
     def loss(factor: float) -> float:
         if factor not in tried:
             tried[factor] = bench.best(scaled(psf, (factor,) * 3), settings, settled=True)
         return float(tried[factor].sum())
 
-    best = min(WIDTHS, key=loss)
-    for step in WIDTH_STEPS:
-        best = min((best, best / step, best * step), key=loss)
-    is_told = all(
-        loss(other) > loss(best) and not _is_level(tried[other], tried[best], standard_errors=SIGNIFICANCE)
-        for other in (best / 1.25, best * 1.25)
+    def vertex(factor: float, step: float) -> float:
+        return factor * float(step ** _vertex([loss(factor / step), loss(factor), loss(factor * step)]))
+
+    k = 0
+    direction = 1 if loss(coarse) < loss(1.0) else -1
+    while abs(k) < MAX_WIDTH_STEPS and loss(coarse ** (k + direction)) < loss(coarse**k):
+        k += direction
+    best = min((coarse**k, vertex(coarse**k, coarse)), key=loss)
+    best = min((best, vertex(best, fine)), key=loss)
+    least = tried[best]
+    is_told = abs(k) < MAX_WIDTH_STEPS and not any(
+        _is_level(tried[coarse ** (k + i)], least, standard_errors=SIGNIFICANCE) for i in (-1, 1)
     )
-    least = min(float(tiles.sum()) for tiles in tried.values())
-    return WidthChoice(float(f"{best:.2g}"), {f: float(tiles.sum()) - least for f, tiles in tried.items()}, is_told)
+    nats = {factor: float((tiles - least).sum()) for factor, tiles in tried.items()}
+    return WidthChoice(float(f"{best:.2g}"), nats, is_told)
 
 
 class PriorChoice(NamedTuple):

@@ -40,7 +40,7 @@ BACKGROUND_SHARE = 0.05
 """Background as a share of `PHOTONS`; from a half down to a fiftieth the reach of an error grows by a fifth."""
 SMOOTHNESS = 1.5
 """Standard deviation of the slab's texture, in voxels."""
-VERSION = 7
+VERSION = 8
 """Raised whenever the same problem gives another profile than before, also because of other numerics."""
 _MARGIN = 10.0
 """Ratio of the tolerance to the error down to which a profile is measured; the FFT's rounding up may extend a halo that far."""

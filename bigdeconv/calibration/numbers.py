@@ -32,6 +32,8 @@ FALLBACK_STRENGTH = 0.3
 OF_ALL_PHOTONS = 1.5
 """Ratio of the iterations for all photons to those for a half of them, where the PSF is trusted: with one that is a little too
 wide, every further iteration does harm that the data do not show."""
+WIDTHS_OF_SEARCH = 8
+"""Widths of the PSF that a search compares."""
 CHECK_STRENGTH = 0.5
 """τ of TV in the check of the PSF's width, as a share of the first guess."""
 
@@ -129,8 +131,8 @@ def choose_camera(
     if found.is_correlated:
         sentence = (
             f"Neighbouring voxels share their noise (correlation {found.correlation:.2f}): the data were resampled, fused, "
-            "filtered, or simulated without noise. Their photons cannot be told apart, so τ is not chosen below its first "
-            "guess; give unprocessed data, or --gain and --tau."
+            "filtered, or simulated without noise. Their photons cannot be told apart, so the choices are rough, and τ is not "
+            "chosen below its first guess; give unprocessed data, or --gain and --tau."
         )
         return CameraChoice(given, Findings(noise_correlation=found.correlation, warnings=(sentence,)))
     if not found.is_known:
@@ -249,7 +251,12 @@ def decide(
     if bench is None or not _holds_photons(bench):
         return Decision(_with_default_iterations(calibrated, overrides, default_iterations), psf, findings)
     wanted = _wanted(bench, psf, calibrated, overrides, budget_seconds)
+    if wanted.dropped and len(bench.windows) > 1:
+        bench = choices.Bench(bench.windows[:1], model)
+        wanted = _wanted(bench, psf, calibrated, overrides, budget_seconds)
     findings = replace(findings, not_chosen=wanted.dropped)
+    if wanted.dropped:
+        on_step(f"no time for {', '.join(wanted.dropped)}: defaults are used (`bigdeconv tune` takes the time)")
 
     if wanted.background:
         chosen = choices.choose_background(bench, psf, calibrated)
@@ -355,7 +362,7 @@ def _wanted(
     needed = {
         "tau": has_prior and overrides.tau is None,
         "background": overrides.background is None,
-        "PSF width": overrides.psf_scale is not None and overrides.leave_choices(settings.method),
+        "PSF width": overrides.leave_choices(settings.method),
         "iterations": overrides.iterations is None,
         "sigma": settings.method == "garl" and overrides.sigma is None and overrides.tau is None,
     }
@@ -367,7 +374,12 @@ def _wanted(
     seconds = {
         "tau": trials * choices.LONGEST_CHECK * of_method,
         "background": 10 * choices.LONGEST_CHECK * of_plain,
-        "PSF width": 2 * choices.LONGEST_CHECK * 2 * of_plain,
+        # An iteration with TV costs two without, and some widths need more iterations than the others.
+        "PSF width": (WIDTHS_OF_SEARCH if overrides.psf_scale is None else 2)
+        * 2
+        * choices.LONGEST_CHECK
+        * 2
+        * of_plain,
         "iterations": settings.iterations * of_method,
         "sigma": 2 * settings.iterations * of_method,
     }
@@ -399,9 +411,13 @@ def _with_default_iterations(
 
 
 def check_settings(settings: CalibratedSettings) -> CalibratedSettings:
-    """Return the settings of TV with which widths of the PSF are compared, whatever the method."""
+    """Return the settings of TV with which widths of the PSF are compared, whatever the method.
+
+    The background is a little lower: too high a one cuts the tails off, and a narrower PSF would win.
+    """
     tau = CHECK_STRENGTH * initial_tau("rltv", settings.intensity_scale, 0.0, 0.0)
-    return replace(settings, method="rltv", sigma=0.0, tau=tau)
+    background = (1 - choices.CAUTION) * settings.background
+    return replace(settings, method="rltv", sigma=0.0, tau=tau, background=background)
 
 
 def _fallback(

@@ -36,6 +36,9 @@ def attributes_of(record: RunRecord) -> dict[str, Any]:
             **{k: v for k, v in asdict(numbers.settings).items() if v != float("inf") and k != "device"},
             "output_scale": numbers.output_scale,
             "fill": numbers.data_mask.fill,
+            "camera": asdict(numbers.camera),
+            # Warnings are sentences for a person, and stand in the ledger.
+            "findings": {k: v for k, v in asdict(record.findings[number]).items() if k != "warnings"},
         }
         for number, numbers in record.channels.items()
     }

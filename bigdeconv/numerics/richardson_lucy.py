@@ -70,6 +70,8 @@ class Secant:
     def curvature(self, planes: slice, point: Tensor, gradient: Tensor, bound: float) -> Tensor:
         """Return the curvature along the last move in some planes, at most ``bound``, and remember point and gradient.
 
+        Before the first move it is the bound.
+
         It is ``√(Σ Δ∇R² / Σ Δx²)`` over 3×3 neighbours in a plane.  A bound for all voxels is reached where responses are small,
         as on flat ground; beyond its knee ψ' falls to zero, so that bright points, which need the longest steps, have hardly any
         curvature.  Barzilai and Borwein, IMA J. Numer. Anal. 8 (1988), take one such quotient for all unknowns; one for each
@@ -85,7 +87,7 @@ class Secant:
         bound : float
         """
         if self.point is None or self.gradient is None:
-            self.point, self.gradient = torch.zeros_like(point), torch.zeros_like(point)
+            self.point, self.gradient = point.clone(), torch.zeros_like(point)
         before, after = self.point[planes], point[planes]
         squares = torch.stack([(gradient - self.gradient[planes]).square_(), (after - before).square_()])
         before.copy_(after)
@@ -255,8 +257,9 @@ def _convergent_update(problem: Problem, point: Tensor, ratios: Tensor, state: S
     With a constant ``m ≥ 0`` such that ``Hm ≤ b``, part of the background counts as light of the estimate, ``x + m``.  The data
     term is majorised as by Richardson-Lucy, with ``e = (p + m) ∘ Σ_v H_vᵀ(w_v ∘ y_v ⊘ (H_v p + b))``.  The majoriser,
     ``Σ (Hᵀw x − e log(x + m)) + τ R(x)``, contains no blur and is lowered in `inner_iterations` iterations.  From ``p = x``,
-    without momentum, these never raise the objective where ``Hᵀw`` is above its floor.  The larger ``m``, the sooner a dark voxel
-    brightens.
+    without momentum, these never raise the objective where ``Hᵀw`` is above its floor and the curvature is its bound; with the
+    curvature along the last move they do not in any case of ``tests/benchmarks/convergence.py``.  The larger ``m``, the sooner a
+    dark voxel brightens.
 
     Fessler and Hero, IEEE Trans. Image Process. 4 (1995), for the background in the hidden data (ML-EM-3).
     """

@@ -39,10 +39,16 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
         "seams": seams,
         "work": _work_values(run.journal),
         "plan": _plan_values(run.record.facts),
-        "channels": attributes["channels"],
+        "channels": {number: _channel_values(values) for number, values in attributes["channels"].items()},
         "settings": {k: v for k, v in attributes["settings"].items() if v is not None},
         "versions": attributes["versions"] | {"digest": run.record.digest},
     }
+
+
+def _channel_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a channel, its camera and what the data said as one table."""
+    apart = ("camera", "findings")
+    return {**{k: v for k, v in values.items() if k not in apart}, **values["camera"], **values["findings"]}
 
 
 def _work_values(journal: JournalSummary) -> dict[str, Any]:

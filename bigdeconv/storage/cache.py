@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def cached(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[dict[str, Any]], T]) -> T:
+def cached(
+    name: str,
+    compute: Callable[[], dict[str, Any]],
+    parse: Callable[[dict[str, Any]], T],
+    *,
+    keep: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> T:
     """Return the result stored under a name, or compute and store it.
 
     Parameters
@@ -30,6 +36,8 @@ def cached(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[di
         Returns the result as plain values.
     parse : callable
         Makes the result from plain values; raises ``ValueError``, ``KeyError`` or ``TypeError`` where they are damaged.
+    keep : callable
+        Whether a computed result, as plain values, is stored.
     """
     path = user_cache_path("bigdeconv", appauthor=False) / f"{name}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -37,6 +45,8 @@ def cached(name: str, compute: Callable[[], dict[str, Any]], parse: Callable[[di
         if content["name"] == name:
             return parse(content["result"])
     result = compute()
+    if not keep(result):
+        return parse(result)
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(path) as building:

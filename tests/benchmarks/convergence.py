@@ -1,8 +1,9 @@
-"""Comparison of the convergent update with the reference: three phantoms, a tenth of the initial τ, the same, and ten times it.
+"""Comparison of the convergent update with the reference: five phantoms, a tenth of the initial τ, the same, and ten times it.
 
 For each: the highest rise of the objective without momentum, and with it the highest and the longest; the iteration at which
 the convergent update reaches the objective of the reference after 50, with the same cap on μ; the difference between float32 and
-float64; and the RSNR of both, of the reference also with the model's own μ.  Heights are fractions of the gain of 50 iterations.
+float64; and the RSNR of both after 20, 50 and 100, of the reference also with the model's own μ.  Heights are fractions of the
+gain of 50 iterations.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ ITERATIONS = 50
 MAX_ITERATIONS = 100
 """Iterations after which the search for the reference's objective ends."""
 STRENGTHS = (0.1, 1.0, 10.0)
+MARKS = (20, 50, 100)
+"""Iterations at which the RSNR is compared with the reference's."""
+AT_ITERATIONS = MARKS.index(ITERATIONS)
 PHOTONS = 60.0
 
 
@@ -57,11 +61,12 @@ class Row:
     """Iteration at which the reference's objective after 50 is reached."""
     float32_apart: float
     """Relative difference to float64 after 50 iterations."""
-    rsnr_db: float
-    rsnr_reference_db: float
+    rsnr_db: tuple[float, ...]
+    """After each of `MARKS`."""
+    rsnr_reference_db: tuple[float, ...]
     """Of the reference with the same μ."""
     rsnr_own_mu_db: float
-    """Of the reference with the model's own μ."""
+    """Of the reference with the model's own μ, after 50."""
 
 
 def load(name_or_folder: str) -> WcrrWeights:
@@ -129,33 +134,37 @@ def problem(
     )
 
 
-def objectives(p: Problem, iterations: int) -> tuple[np.ndarray, torch.Tensor]:
-    """Return the objective before and after each iteration, and the last estimate on the data window."""
+def objectives(p: Problem, iterations: int) -> np.ndarray:
+    """Return the objective before and after each iteration."""
     state = init(p)
     values = [objective(p, state.x)]
     for _ in range(iterations):
         step(p, state)
         values.append(objective(p, state.x))
-    return np.array(values), state.x[p.blur.data_slices].clone()
+    return np.array(values)
 
 
-def estimate(p: Problem) -> torch.Tensor:
-    """Return the estimate after 50 iterations."""
-    state = init(p)
-    for _ in range(ITERATIONS):
+def estimates(p: Problem, marks: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Return the estimates after numbers of iterations, on the data window."""
+    state, found = init(p), {}
+    for k in range(1, max(marks) + 1):
         step(p, state)
-    return state.x[p.blur.data_slices].clone()
+        if k in marks:
+            found[k] = state.x[p.blur.data_slices].clone()
+    return found
 
 
 def row(name: str, phantom: str, strength: float, scene: Scene, model: WcrrWeights | None) -> Row:
     """Return one line of the table."""
     p = problem(scene, model, strength, dtype=torch.float64)
-    plain, _ = objectives(replace(p, momentum=False), ITERATIONS)
-    reference, theirs = objectives(replace(p, update="reference"), ITERATIONS)
-    fast, _ = objectives(p, MAX_ITERATIONS)
-    ours = estimate(p)
-    single = estimate(problem(scene, model, strength, dtype=torch.float32)).double()
-    own_mu = problem(scene, model, strength, mu_max=math.inf, dtype=torch.float64)
+    plain = objectives(replace(p, momentum=False), ITERATIONS)
+    reference = objectives(replace(p, update="reference"), ITERATIONS)
+    theirs = estimates(replace(p, update="reference"), MARKS)
+    fast = objectives(p, MAX_ITERATIONS)
+    each = estimates(p, MARKS)
+    ours = each[ITERATIONS]
+    single = estimates(problem(scene, model, strength, dtype=torch.float32), [ITERATIONS])[ITERATIONS].double()
+    own_mu = replace(problem(scene, model, strength, mu_max=math.inf, dtype=torch.float64), update="reference")
     gain = fast[0] - fast[: ITERATIONS + 1].min()
     rises = np.diff(fast) > 1e-12 * gain
     level = np.flatnonzero(fast <= reference[-1])
@@ -168,9 +177,9 @@ def row(name: str, phantom: str, strength: float, scene: Scene, model: WcrrWeigh
         longest_rise=max((len(run) for run in "".join("+" if r else " " for r in rises).split()), default=0),
         level_with_reference=int(level[0]) if len(level) else None,
         float32_apart=float(torch.linalg.vector_norm(single - ours) / torch.linalg.vector_norm(ours)),
-        rsnr_db=metrics.rsnr(ours.numpy(), scene.truth),
-        rsnr_reference_db=metrics.rsnr(theirs.numpy(), scene.truth),
-        rsnr_own_mu_db=metrics.rsnr(estimate(replace(own_mu, update="reference")).numpy(), scene.truth),
+        rsnr_db=tuple(metrics.rsnr(each[k].numpy(), scene.truth) for k in MARKS),
+        rsnr_reference_db=tuple(metrics.rsnr(theirs[k].numpy(), scene.truth) for k in MARKS),
+        rsnr_own_mu_db=metrics.rsnr(estimates(own_mu, [ITERATIONS])[ITERATIONS].numpy(), scene.truth),
     )
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 VOXEL_ZYX_UM = (0.23, 0.1, 0.1)
 BACKGROUND_SHARE = 0.1
-READOUTS = (5, 10, 15, 20, 30, 50, 80)
+READOUTS = (5, 10, 15, 20, 30, 50, 80, 120)
 TV_STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 REAL = {
     "stardist": "stardist/img3d.tif",

@@ -54,7 +54,17 @@ def target(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     return simulation.calibration_target(shape, VOXEL_ZYX_UM)
 
 
-PHANTOMS = {"tubes": tubes, "balls": balls, "target": target}
+def puncta(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Return points."""
+    return simulation.objects("puncta", seed, shape, VOXEL_ZYX_UM)
+
+
+def mesh(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Return a network of thin filaments."""
+    return simulation.objects("mesh", seed, shape, VOXEL_ZYX_UM)
+
+
+PHANTOMS = {"tubes": tubes, "balls": balls, "target": target, "puncta": puncta, "mesh": mesh}
 
 
 def image(truth: np.ndarray, photons: float, seed: int, psf_zyx: np.ndarray | None = None) -> Scene:

@@ -179,12 +179,16 @@ def _convergence(results: dict[str, Any]) -> str:
                 f"{max(row['rise'] for row in group):.0e} ({max(row['longest_rise'] for row in group)})",
                 f"> {convergence.MAX_ITERATIONS}" if None in level else str(max(level)),
                 f"{max(row['float32_apart'] for row in group):.0e}",
-                _span(row["rsnr_db"] - row["rsnr_reference_db"] for row in group),
-                _span(row["rsnr_db"] - row["rsnr_own_mu_db"] for row in group),
+                *(
+                    _span(row["rsnr_db"][i] - row["rsnr_reference_db"][i] for row in group)
+                    for i in range(len(convergence.MARKS))
+                ),
+                _span(row["rsnr_db"][convergence.AT_ITERATIONS] - row["rsnr_own_mu_db"] for row in group),
             )
         )
     head = ("Prior", "τ over initial", "rise, no momentum", "rise (iterations)", "level with reference at")
-    return table((*head, "float32 to float64", "RSNR gain, dB", "to its own μ, dB"), rows)
+    gains = (f"RSNR gain at {k}, dB" for k in convergence.MARKS)
+    return table((*head, "float32 to float64", *gains, "to its own μ, dB"), rows)
 
 
 def _curves(results: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ def test_help_names_every_command_and_the_order_of_axes():
 def test_help_of_run_says_units_defaults_and_precedence():
     text = re.sub(r"[\s│]+", " ", bigdeconv("run", "--help").stdout)
     for words in (
-        *("µm", "80 for garl", "Z,Y,X", "--resume", "--overwrite"),
+        *("µm", "120 for garl", "Z,Y,X", "--resume", "--overwrite"),
         *("Flags override the environment", "the environment overrides the file"),
     ):
         assert words in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,7 @@ from bigdeconv.numerics.priors.tv import TotalVariation
 from bigdeconv.numerics.priors.wcrr import Wcrr
 from bigdeconv.numerics.richardson_lucy import Problem, init, inner_iterations, objective, prior_window, solve, step
 from bigdeconv.planning.memory import prior_voxels
-from tests.benchmarks import convergence
+from tests.benchmarks import convergence, scenes
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +153,18 @@ def test_the_quadratic_majorises_the_prior(method):
         assert prior.value(x + d) <= above * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("phantom", ["target", "puncta", "mesh"])
+def test_steps_of_measured_curvature_do_not_raise_the_objective_where_the_prior_is_strong(phantom):
+    """Lines of hard edges and points leave the region in which the curvature along the last move was small."""
+    shape = (18, 40, 40)
+    image = scenes.image(scenes.PHANTOMS[phantom](shape, 1), convergence.PHOTONS, 1)
+    p = convergence.problem(image, convergence.load("compact"), 10.0, dtype=torch.float64)
+    plain = objectives(replace(p, momentum=False), 20)
+    fast = objectives(p, 20)
+    assert np.diff(plain).max() < 1e-9 * (plain[0] - plain[-1])
+    assert convergence.highest_rise(fast) < 1e-4 * (fast[0] - fast[-1])
+
+
 @pytest.mark.parametrize("prior", ["tv", "compact"])
 @pytest.mark.parametrize("strength", convergence.STRENGTHS)
 def test_a_row_of_the_table_of_convergence(prior, strength):
@@ -165,7 +178,7 @@ def test_a_row_of_the_table_of_convergence(prior, strength):
     assert row.float32_apart < 1e-4
     # One iteration more or less changes the result by two hundredths of a decibel.  With a tenth of the strength the noise grows
     # with the iterations: whichever is slower is ahead, so only the reference with the same μ is compared.
-    assert row.rsnr_db > row.rsnr_reference_db - 0.02
+    assert row.rsnr_db[convergence.AT_ITERATIONS] > row.rsnr_reference_db[convergence.AT_ITERATIONS] - 0.02
 
 
 def test_a_strong_prior_does_no_harm():
