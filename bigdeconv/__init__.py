@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bigdeconv.errors import BigdeconvError as BigdeconvError
     from bigdeconv.errors import BudgetError as BudgetError
     from bigdeconv.errors import ClusterLostError as ClusterLostError
+    from bigdeconv.errors import DamagedOverlapError as DamagedOverlapError
+    from bigdeconv.errors import DiskFullError as DiskFullError
     from bigdeconv.errors import InvalidInputError as InvalidInputError
     from bigdeconv.errors import OutputExistsError as OutputExistsError
     from bigdeconv.errors import StoreError as StoreError
@@ -56,6 +58,8 @@ _HOMES = {
     "InvalidInputError": "errors",
     "JobConfig": "config",
     "JobPlan": "pipeline",
+    "DamagedOverlapError": "errors",
+    "DiskFullError": "errors",
     "OutputExistsError": "errors",
     "PSF": "psf",
     "Result": "deconvolution",
@@ -79,6 +83,8 @@ __all__ = [
     "BigdeconvError",
     "BudgetError",
     "ClusterLostError",
+    "DamagedOverlapError",
+    "DiskFullError",
     "Events",
     "InvalidInputError",
     "JobConfig",

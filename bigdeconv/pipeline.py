@@ -22,6 +22,7 @@ from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyra
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.jobs.facts import JobPlan
+from bigdeconv.jobs.integrity import Damage, forget, mend_journal, open_checked, restore_metadata
 from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests, tune_job
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
@@ -37,6 +38,7 @@ from bigdeconv.reporting.values import report_values
 from bigdeconv.storage import collection
 from bigdeconv.storage.arrays import sweep_partial
 from bigdeconv.storage.ledger import ledger_path
+from bigdeconv.storage.locations import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,10 +172,10 @@ def run(
         events.planned(job_plan)
         if continues:
             preconditions.require_idle(output)
-            stored = OpenRun.open(output)
+            stored, damage = open_checked(output, reads=False)
             identity = identity_of(job_plan, sample_digests(job_plan))
             preconditions.require_same_job(stored.record.identity, identity)
-            return _continue(stored, events, scheduler=config.scheduler)
+            return _continue(stored, damage, events, scheduler=config.scheduler)
         events.phase("calibration")
         job = calibrate_job(job_plan, events.chosen)
         preconditions.require_fitting_psf(job)
@@ -259,8 +261,12 @@ def _tuned_settings(config: JobConfig, found: Tuning) -> dict[str, Any]:
     return {**given, **tuned}
 
 
-def resume(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:
+def resume(
+    output: str | Path, *, scheduler: str | None = None, verify: bool = False, events: Events | None = None
+) -> RunSummary:
     """Continue an interrupted run from its stored plan; finished blocks are not computed again.
+
+    Blocks whose files are missing, or of another length than was written, count as unfinished.
 
     Parameters
     ----------
@@ -268,6 +274,8 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
         Output of the run.
     scheduler : str, optional
         Running Dask cluster: address or scheduler file.
+    verify : bool
+        Compare the contents of all files with what was written, which reads the whole output.
     events : Events, optional
         Functions to call while the run goes on.
 
@@ -280,7 +288,41 @@ def resume(output: str | Path, *, scheduler: str | None = None, events: Events |
     with _stopping_on_termination():
         path = preconditions.local_output(str(output))
         preconditions.require_idle(path)
-        return _continue(OpenRun.open(path), events or Events(), scheduler=scheduler)
+        return _continue(*open_checked(path, reads=verify), events or Events(), scheduler=scheduler)
+
+
+def repair(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:
+    """Make the damaged parts of an output again, and finish it; everything else is kept.
+
+    Every file is compared with what was written.  Blocks whose files or overlap slabs are missing or changed are computed again,
+    with the same bytes, and so are the coarse levels above them.  Damaged lines of the journal and damaged metadata are replaced.
+
+    Parameters
+    ----------
+    output : str or Path
+        Output of a run, finished or not.
+    scheduler : str, optional
+        Running Dask cluster: address or scheduler file.
+    events : Events, optional
+        Functions to call while the work goes on.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, its plan is damaged, another run is writing, or the input has changed.
+    """
+    preconditions.require_guarded_script()
+    events = events or Events()
+    with _stopping_on_termination():
+        path = preconditions.local_output(str(output))
+        preconditions.require_idle(path)
+        damaged = mend_journal(path)
+        if damaged:
+            events.warned(f"{damaged} damaged lines of the journal were removed; their blocks are computed again.")
+        opened, damage = open_checked(path, reads=True)
+        if mended := restore_metadata(opened):
+            events.warned(f"Metadata were missing or damaged and are made again: {', '.join(mended)}.")
+        return _continue(opened, damage, events, scheduler=scheduler, may_begin_anew=True)
 
 
 def status(output: str | Path) -> dict[str, Any]:
@@ -296,9 +338,15 @@ def validate(output: str | Path, *, deep: bool = False) -> list[str]:
     output : str or Path
         Path or URL.
     deep : bool
-        Also decode every chunk.
+        Also decode every chunk, and compare every file with the journal where the output has a ledger.
     """
-    return collection.validate(output, deep=deep)
+    problems = collection.validate(output, deep=deep)
+    if deep and not is_remote(str(output)) and ledger_path(output).exists():
+        try:
+            problems += open_checked(output, reads=True)[1].problems
+        except StoreError as error:
+            problems.append(str(error))
+    return problems
 
 
 def report(output: str | Path, *, probes_count: int | None = None) -> dict[str, Any]:
@@ -350,18 +398,21 @@ def _probe_again(opened: OpenRun, count: int | None) -> tuple[dict[str, Any] | N
             return _certify(connection, recipes, opened, count)
 
 
-def _continue(opened: OpenRun, events: Events, *, scheduler: str | None) -> RunSummary:
-    """Compute what the journal does not have; start nothing if nothing is left."""
-    output, journal, facts = opened.output, opened.journal, opened.record.facts
-    if not output.exists() and journal.blocks_finished > facts.blocks_outside:
+def _continue(
+    opened: OpenRun, damage: Damage, events: Events, *, scheduler: str | None, may_begin_anew: bool = False
+) -> RunSummary:
+    """Compute what the journal does not have, and what it has and the output has not; start nothing if nothing is left."""
+    output, facts = opened.output, opened.record.facts
+    if not may_begin_anew and not output.exists() and opened.journal.blocks_finished > facts.blocks_outside:
         raise StoreError(
-            f"output: {str(output)!r} is gone though its ledger has finished blocks; start the run again with --overwrite."
+            f"output: {str(output)!r} is gone though its ledger has finished blocks; bring it back, or compute everything again "
+            "with `bigdeconv repair`."
         )
-    if journal.complete:
+    if opened.journal.complete and not damage:
         return _complete_summary(opened)
     preconditions.require_same_numbers(opened.record)
     with _checked_connection(scheduler, facts, events) as connection:
-        return _execute(opened, events, connection)
+        return _execute(opened, events, connection, damage)
 
 
 def _complete_summary(opened: OpenRun) -> RunSummary:
@@ -391,11 +442,16 @@ def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) 
         yield connection
 
 
-def _execute(opened: OpenRun, events: Events, connection: Connection) -> RunSummary:
-    """Compute the blocks and levels that the journal does not have."""
+def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Damage | None = None) -> RunSummary:
+    """Compute the blocks and levels that the journal does not have, or whose files are damaged."""
     started = time.monotonic()
     facts = opened.record.facts
     with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
+        if damage:
+            events.warned(damage.text)
+            for problem in damage.problems:
+                LOGGER.warning("%s", problem)
+            forget(opened, damage)
         if opened.journal.complete:  # by another driver, since the run was opened
             return _complete_summary(opened)
         LOGGER.info(
@@ -445,9 +501,10 @@ def _finish_levels(connection: Connection, recipes: tuple[Recipe, ...], opened: 
             if level.in_task or (v, n) in opened.journal.levels:
                 continue
             events.phase(f"level {n}" + (f" of {recipe.volume.name}" if len(recipes) > 1 else ""))
-            if errors := run_pyramid(connection, recipe, v, n):
+            files, errors = run_pyramid(connection, recipe, v, n)
+            if errors:
                 return errors
-            opened.append({"volume": v, "level": n})
+            opened.append({"volume": v, "level": n, "files": files})
     return []
 
 
@@ -503,7 +560,7 @@ def _logging_the_end() -> Iterator[None]:
 
 @contextmanager
 def _stopping_on_termination() -> Iterator[None]:
-    """Treat SIGTERM, which batch systems send before they kill, like Ctrl-C: stop in order."""
+    """Treat SIGTERM, which batch systems send before they kill, and SIGHUP of a closed terminal like Ctrl-C: stop in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -511,8 +568,11 @@ def _stopping_on_termination() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    # Who starts a run with nohup wants it to outlive the terminal.
+    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

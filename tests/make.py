@@ -27,6 +27,7 @@ from bigdeconv.storage.arrays import read_region, write_region
 from bigdeconv.storage.collection import create_outputs
 from bigdeconv.storage.ledger import ledger_path
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
+from bigdeconv.storage.seals import unsealed
 
 ROOT = Path(__file__).parents[1]
 VOXEL_UM = {"z": 0.3, "y": 0.1, "x": 0.1}
@@ -147,8 +148,8 @@ def log_of(output):
 def journal_of(output):
     """Return the lines of a run's journal, none if there is no ledger yet."""
     journal = ledger_path(output) / "journal.jsonl"
-    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    return [unsealed(line) for line in lines if line.endswith(b"\n")]
 
 
 def forget_last_block(output):

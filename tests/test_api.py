@@ -110,7 +110,7 @@ def test_no_setting_has_the_name_of_another_argument():
 
 def test_every_error_is_public_and_one_of_pythons_own_kinds():
     raised = {n: e for n, e in vars(errors).items() if inspect.isclass(e) and issubclass(e, Exception)}
-    assert len(raised) == 6
+    assert len(raised) == 8
     for name, error in raised.items():
         assert getattr(bigdeconv, name) is error
         assert name in bigdeconv.__all__

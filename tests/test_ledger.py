@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigdeconv.errors import OutputExistsError, StoreError
+from bigdeconv.errors import DamagedOverlapError, OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
+from bigdeconv.storage import atomic
 from bigdeconv.storage.ledger import Ledger, ledger_path
-from bigdeconv.storage.overlaps import drop_overlap, read_overlap, write_overlap
+from bigdeconv.storage.overlaps import drop_overlap, has_overlap, read_overlap, write_overlap
 
 PLAN = {"schema": 1, "core": [8, 8, 8], "unit": "µm"}
 ARRAYS = {"psf": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "flags": np.array([1, 0], np.uint8)}
@@ -41,7 +43,9 @@ def ledger(output):
 class TestPlan:
     def test_comes_back_as_stored(self, output, ledger):
         opened = Ledger.open(output)
-        assert opened.plan() == PLAN
+        found = opened.plan()
+        opened.require_sound(found)
+        assert {name: found[name] for name in PLAN} == PLAN
         arrays = opened.arrays()
         assert set(arrays) == set(ARRAYS)
         for name, array in ARRAYS.items():
@@ -65,7 +69,7 @@ class TestPlan:
             match=r"^output: '.*\.bigdeconv' is the ledger of an earlier run; .*--resume.*--overwrite",
         ):
             Ledger.create(output, {"other": 1}, {})
-        assert Ledger.open(output).plan() == PLAN
+        assert Ledger.open(output).plan().items() >= PLAN.items()
 
     def test_missing(self, output):
         with pytest.raises(StoreError, match=r"^output: '.*restored.zarr' has no ledger at .*; start it with"):
@@ -77,7 +81,7 @@ class TestPlan:
         assert not ledger_path(output).exists()
         with pytest.raises(StoreError, match="no ledger"):
             Ledger.open(output)
-        assert Ledger.create(output, PLAN, ARRAYS).plan() == PLAN
+        assert Ledger.create(output, PLAN, ARRAYS).plan().items() >= PLAN.items()
 
     def test_a_damaged_plan_is_an_error_of_the_store(self, output, ledger):
         (ledger.path / "plan.json").write_text('{"schema": 1, "co')
@@ -94,7 +98,7 @@ class TestPlan:
         output.mkdir()
         preconditions.remove(output)
         assert list(output.parent.iterdir()) == []
-        assert Ledger.create(output, PLAN, ARRAYS).plan() == PLAN
+        assert Ledger.create(output, PLAN, ARRAYS).plan().items() >= PLAN.items()
 
     def test_a_removal_that_is_cut_short_leaves_neither_under_its_name(self, output, ledger, monkeypatch):
         output.mkdir()
@@ -196,7 +200,7 @@ class TestJournal:
         path = ledger.path / "journal.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(lines[0] + b'{"block": \n' + lines[2])
-        with pytest.raises(StoreError, match=rf"journal\.jsonl' is damaged at byte {len(lines[0])} \("):
+        with pytest.raises(StoreError, match=r"journal\.jsonl' is damaged before byte \d+ \(.*repair"):
             records_of(Ledger.open(output))
 
     def test_append_only_while_writing(self, ledger):
@@ -211,6 +215,7 @@ class TestJournal:
 
 HOLD = """
 import sys
+from bigdeconv.storage import atomic
 from bigdeconv.storage.ledger import Ledger
 with Ledger.open(sys.argv[1]).writing():
     print("held", flush=True)
@@ -291,29 +296,53 @@ class TestOverlaps:
         write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB + 1)
         np.testing.assert_array_equal(read_overlap(tmp_path, 5, (1, 0, 0)), self.SLAB + 1)
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[:-3],
+            lambda content: b"",
+            lambda content: content + b"0000",
+            lambda content: content.replace(b"[2, 3, 4]", b"[4, 3, 2]"),
+            lambda content: content.replace(b"[2, 3, 4]", b"[1, 1, 1]"),
+            lambda content: content.replace(b'"block": 5', b'"block": 4'),
+            lambda content: content.replace(b"[1, 0, 0]", b"[0, 1, 0]"),
+            lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+            lambda content: b"[" * 5000,
+            lambda content: b"5\n" + content,
+        ],
+    )
+    def test_a_damaged_slab_is_known_and_removed(self, tmp_path, damage):
+        write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
+        (file,) = tmp_path.rglob("*.slab")
+        file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(DamagedOverlapError, match="5-100") as found:
+            read_overlap(tmp_path, 5, (1, 0, 0))
+        assert found.value.block == 5
+        assert pickle.loads(pickle.dumps(found.value)).block == 5
+        assert not has_overlap(tmp_path, 5, (1, 0, 0))
+
     def test_no_half_written_slab_is_ever_read(self, tmp_path, monkeypatch):
         write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
 
-        def fails(file, array, **_):
-            Path(file).write_bytes(b"\x93NUMPY half")
+        def fails(path):
             raise OSError("no space left")
 
-        monkeypatch.setattr(np, "save", fails)
+        monkeypatch.setattr(atomic, "_sync", fails)
         for block in (5, 6):
             with pytest.raises(OSError, match="no space left"):
                 write_overlap(tmp_path, block, (1, 0, 0), self.SLAB + 1)
         monkeypatch.undo()
         np.testing.assert_array_equal(read_overlap(tmp_path, 5, (1, 0, 0)), self.SLAB)
-        with pytest.raises(FileNotFoundError, match="6-100"):
+        with pytest.raises(DamagedOverlapError, match="6-100"):
             read_overlap(tmp_path, 6, (1, 0, 0))
-        assert [path.name for path in tmp_path.rglob("*.npy")] == ["5-100.npy"]
+        assert [path.name for path in tmp_path.rglob("*.slab")] == ["5-100.slab"]
 
     def test_dropped_once_or_twice(self, tmp_path):
         write_overlap(tmp_path, 5, (1, 0, 0), self.SLAB)
         write_overlap(tmp_path, 5, (0, 1, 0), self.SLAB)
         for _ in range(2):
             drop_overlap(tmp_path, 5, (1, 0, 0))
-            with pytest.raises(FileNotFoundError, match="5-100"):
+            with pytest.raises(DamagedOverlapError, match="5-100"):
                 read_overlap(tmp_path, 5, (1, 0, 0))
         np.testing.assert_array_equal(read_overlap(tmp_path, 5, (0, 1, 0)), self.SLAB)
 

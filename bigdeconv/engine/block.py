@@ -20,7 +20,7 @@ from bigdeconv.numerics import blending
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
 from bigdeconv.numerics.restoration import make_prior, restore
-from bigdeconv.storage.arrays import read_box, read_region, write_region
+from bigdeconv.storage.arrays import files_of_region, read_box, read_region, write_region
 from bigdeconv.storage.overlaps import read_overlap, write_overlap
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bigdeconv.numerics.priors.protocol import Prior
     from bigdeconv.planning.blocks import BlockTask
     from bigdeconv.planning.levels import Level
+    from bigdeconv.storage.seals import FileMark
 
 PYRAMID_SLAB = 32
 """Planes of a coarse level that are made at a time."""
@@ -186,10 +187,11 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[
         scale = recipe.channels[task.channel].output_scale
         stored, clipped = to_stored(core, np.dtype(recipe.output_dtype), scale, recipe.keep_bits)
         del core
+        files: list[FileMark] = []
         if solved.core is not None or any(slab.size for slab in incoming.values()):
-            _write_levels(recipe, task, stored)
+            files = _write_levels(recipe, task, stored)
         laps.end("write")
-        return {"block": task.index, **stats} | ({"clipped": clipped} if clipped else {})
+        return {"block": task.index, **stats, "files": files} | ({"clipped": clipped} if clipped else {})
 
 
 def to_stored(core: np.ndarray, dtype: np.dtype, output_scale: float, keep_bits: int | None) -> tuple[np.ndarray, int]:
@@ -232,8 +234,11 @@ def levels_of(stored: np.ndarray, levels: Sequence[Level]) -> Iterator[np.ndarra
         yield stored
 
 
-def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> None:
-    """Make one write unit of a coarse level from the next finer stored level; time point and channel count in the output."""
+def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> list[FileMark]:
+    """Make one write unit of a coarse level from the next finer stored level, and return the files that it wrote.
+
+    Time point and channel count in the output.
+    """
     fine, coarse = recipe.plan.levels[level - 1], recipe.plan.levels[level]
     step = triple(c // f for c, f in zip(coarse.factors, fine.factors, strict=True))
     result = np.empty(box.shape, recipe.output_dtype)
@@ -246,7 +251,7 @@ def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, 
             triple(min(b * s, n) for b, s, n in zip(part.stop, step, fine.shape, strict=True)),
         )
         result[z : z + part.shape[0]] = downsample(_read(recipe, level - 1, timepoint, channel, source), step)
-    _write(recipe, level, timepoint, channel, box, result)
+    return _write(recipe, level, timepoint, channel, box, result)
 
 
 def read_stored(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
@@ -261,22 +266,25 @@ def _write_empty_overlaps(recipe: Recipe, task: BlockTask) -> None:
         write_overlap(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32))
 
 
-def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> None:
+def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> list[FileMark]:
     plan = recipe.plan
     timepoint, channel = plan.timepoints.index(task.timepoint), plan.channels.index(task.channel)
     core = task.core.relative_to(plan.roi.start)
+    files: list[FileMark] = []
     for n, values in enumerate(levels_of(stored, plan.levels)):
-        _write(recipe, n, timepoint, channel, core.coarsen(plan.levels[n].factors), values)
+        files += _write(recipe, n, timepoint, channel, core.coarsen(plan.levels[n].factors), values)
+    return files
 
 
 def _read(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> np.ndarray:
     return read_region(recipe.output, str(level), _index(recipe, timepoint, channel, box)).reshape(box.shape)
 
 
-def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, data: np.ndarray) -> None:
+def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, data: np.ndarray) -> list[FileMark]:
     index = _index(recipe, timepoint, channel, box)
     shape = [i.stop - i.start for i in index if isinstance(i, slice)]
     write_region(recipe.output, str(level), index, data.reshape(shape))
+    return files_of_region(recipe.output, str(level), index)
 
 
 def _index(recipe: Recipe, timepoint: int, channel: int, box: Box) -> tuple[int | slice, ...]:

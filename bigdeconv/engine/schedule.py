@@ -8,35 +8,50 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import Counter
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.engine import tasks
-from bigdeconv.errors import ClusterLostError
+from bigdeconv.errors import ClusterLostError, DamagedOverlapError
 from bigdeconv.geometry import Box, Grid, Triple, triple
 from bigdeconv.numerics.blending import DIRECTIONS
 from bigdeconv.planning.blocks import BlockSequence
-from bigdeconv.storage.overlaps import drop_overlap
+from bigdeconv.storage.locations import is_disk_full
+from bigdeconv.storage.overlaps import drop_overlap, has_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
-    from distributed import Client, Future
+    from distributed import Future
 
     from bigdeconv.engine.clusters.connection import Connection
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.planning.blocks import BlockTask
     from bigdeconv.planning.seam_probes import SeamMeasurement, SeamProbe
     from bigdeconv.storage.ledger import JournalSummary
+    from bigdeconv.storage.seals import FileMark
 
 LOGGER = logging.getLogger(__name__)
-RETRIES = 2
-"""Repetitions of a task that raised an error."""
+RETRIES = 1
+"""Repetitions of a task that raised an error, perhaps on another worker; `tasks` itself repeats after pauses."""
 LOST_AFTER_SECONDS = 120
 """Time without workers after which a cluster counts as lost."""
+POLL_SECONDS = 5.0
+"""Interval at which the workers are looked at while nothing ends."""
+LOST_POLL_SECONDS = 0.5
+"""The same while a lost result is computed again."""
+ANSWER_SECONDS = 60
+"""Patience with the answer to a question about a task that has ended."""
+MAX_LOSSES = 10
+"""Times that the result of a task may be lost with its worker."""
+MAX_DAMAGED_OVERLAPS = 3
+"""Times that a block is merged again because a slab was damaged."""
 HOPELESS = 10
 """Number of failed blocks from which on a run is given up, if more have failed than finished."""
 
@@ -83,8 +98,8 @@ def run_blocks(
     return _BlockRun(connection, recipes, outside, journal, on_finished).run()
 
 
-def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> list[str]:
-    """Make a level that no core determines alone, one write unit per task; return one sentence per unit that failed.
+def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> tuple[list[FileMark], list[str]]:
+    """Make a level that no core determines alone, one write unit per task.
 
     Parameters
     ----------
@@ -94,18 +109,28 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
     volume, level : int
         Numbers of the volume and of the level.
 
+    Returns
+    -------
+    files : list of FileMark
+        What was written.
+    errors : list of str
+        One sentence per unit that failed.
+
     Raises
     ------
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    window = _Window(connection.client, max(2 * connection.slots, 4))
+    window = _Window(connection, max(2 * connection.slots, 4))
+    files: list[FileMark] = []
     errors: list[str] = []
 
     def receive() -> None:
-        number, future = window.next()
-        if future.status != "finished":
-            errors.append(_failure(f"level {level}, part {number}", future))
+        ended = window.next()
+        if ended.error is None:
+            files.extend(ended.result())
+        else:
+            errors.append(_failure(f"level {level}, part {ended.tag}", ended))
 
     for number, (timepoint, channel, box) in enumerate(_pyramid_units(recipe, level)):
         if window.is_full:
@@ -114,7 +139,7 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
         window.submit(number, tasks.downsample, recipe.token, volume, level, timepoint, channel, box, key=key)
     while window.pending:
         receive()
-    return errors
+    return files, errors
 
 
 def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tuple[list[SeamMeasurement], list[str]]:
@@ -125,17 +150,17 @@ def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tu
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    window = _Window(connection.client, len(seams))
+    window = _Window(connection, len(seams))
     for number, seam in enumerate(seams):
         window.submit(number, tasks.probe, token, seam, key=f"probe-{token}-{number}")
     measured: dict[int, SeamMeasurement] = {}
     errors: list[str] = []
     while window.pending:
-        number, future = window.next()
-        if future.status == "finished":
-            measured[number] = future.result()
+        ended = window.next()
+        if ended.error is None:
+            measured[ended.tag] = ended.result()
         else:
-            errors.append(_failure(f"seam probe {number}", future))
+            errors.append(_failure(f"seam probe {ended.tag}", ended))
     return [measured[number] for number in sorted(measured)], errors
 
 
@@ -147,20 +172,52 @@ def _pyramid_units(recipe: Recipe, level: int) -> Iterator[tuple[int, int, Box]]
             yield timepoint, channel, grid.core(position)
 
 
-def _failure(task: str, future: Future[Any]) -> str:
+def _failure(task: str, ended: _Ended) -> str:
     """Return one sentence about a task that failed; the worker's traceback goes to the log."""
-    error = future.exception()
-    LOGGER.error("%s failed\n%s", task, "".join(format_exception(error.__class__, error, future.traceback())).rstrip())
+    error = ended.error
+    trace = "" if error is None else "".join(format_exception(error)).rstrip()
+    LOGGER.error("%s failed\n%s", task, trace)
     return f"{task}: {error}"
 
 
-class _Window:
-    """A bounded number of futures, returned as they finish."""
+class _ResultLostError(Exception):
+    """The result of a task was lost with its worker, and is computed again."""
 
-    def __init__(self, client: Client, size: int) -> None:
-        self._client = client
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A task that has ended: with an error, or with a result that may still be fetched."""
+
+    tag: int
+    future: Future[Any]
+    error: BaseException | None
+
+    def result(self) -> Any:
+        """Return the result.
+
+        Raises
+        ------
+        ClusterLostError
+            If nobody has it any more.
+        """
+        try:
+            return self.future.result(timeout=ANSWER_SECONDS)
+        except (OSError, CancelledError) as error:
+            raise ClusterLostError("cluster: the connection broke; continue with `bigdeconv resume`.") from error
+
+
+class _Window:
+    """A bounded number of futures, returned as they end; no wait is without an end."""
+
+    def __init__(self, connection: Connection, size: int) -> None:
+        self._connection = connection
+        self._client = connection.client
         self._size = size
         self._done: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+        self._losses: Counter[Any] = Counter()
+        """Times that a result was lost, by key."""
+        self._lost: list[tuple[int, Future[Any]]] = []
+        """Tasks whose results were lost, and are computed again."""
         self.pending = 0
 
     @property
@@ -177,28 +234,80 @@ class _Window:
         self.pending += 1
         return future
 
-    def next(self) -> tuple[int, Future[Any]]:
-        waited = 0
+    def next(self) -> _Ended:
+        """Return the next task that has ended.
+
+        A result may be lost with its worker between its end and this look at it.  Dask then computes it again, and the task is
+        waited for again.
+
+        Raises
+        ------
+        ClusterLostError
+            If the scheduler or all workers went away.
+        """
         while True:
+            tag, future = self._next_done()
             try:
-                item = self._done.get(timeout=5)
+                error = _error_of(future)
+            except _ResultLostError:
+                self._losses[future.key] += 1
+                LOGGER.warning("the result of %s was lost with its worker; it is computed again", future.key)
+                if self._losses[future.key] <= MAX_LOSSES:
+                    self._lost.append((tag, future))
+                    continue
+                error = ClusterLostError(f"its result was lost with its worker {MAX_LOSSES} times")
+            self._losses.pop(future.key, None)
+            self.pending -= 1
+            return _Ended(tag, future, error)
+
+    def _next_done(self) -> tuple[int, Future[Any]]:
+        waited = 0.0
+        while True:
+            # Dask's callbacks do not tell of the second end of a task.
+            for n, (_, future) in enumerate(self._lost):
+                if future.status not in ("lost", "pending"):
+                    return self._lost.pop(n)
+            patience = LOST_POLL_SECONDS if self._lost else POLL_SECONDS
+            try:
+                return self._done.get(timeout=patience)
             except queue.Empty:
-                waited = 0 if self._has_workers() else waited + 5
+                self._connection.replace_dead_workers()
+                waited = 0.0 if self._has_workers() else waited + patience
                 if waited >= LOST_AFTER_SECONDS:
                     raise ClusterLostError("cluster: all workers are gone; continue with `bigdeconv resume`.") from None
-                continue
-            self.pending -= 1
-            if item[1].status == "cancelled":
-                raise ClusterLostError(
-                    "cluster: the scheduler closed the connection; continue with `bigdeconv resume`."
-                )
-            return item
 
     def _has_workers(self) -> bool:
         try:
             return self._client.status == "running" and bool(self._client.scheduler_info(n_workers=1)["workers"])
         except (OSError, TimeoutError):
             return False
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    """Return the error of a task that has ended, None for one with a result.
+
+    Raises
+    ------
+    _ResultLostError
+        If it has neither any more.
+    ClusterLostError
+        If the scheduler has closed the connection.
+    """
+    status = future.status
+    if status == "finished":
+        return None
+    if status == "cancelled":
+        raise ClusterLostError("cluster: the scheduler closed the connection; continue with `bigdeconv resume`.")
+    if status == "error":
+        try:
+            error: BaseException | None = future.exception(timeout=ANSWER_SECONDS)
+        except (OSError, CancelledError):
+            error = None
+        if error is not None:
+            with suppress(OSError, CancelledError):
+                error = error.with_traceback(future.traceback(timeout=ANSWER_SECONDS))
+            return error
+    raise _ResultLostError(future.key)
 
 
 class _BlockRun:
@@ -214,10 +323,18 @@ class _BlockRun:
     ) -> None:
         self._sequence = BlockSequence(tuple(recipe.plan for recipe in recipes))
         self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
-        self._window = _Window(connection.client, max(2 * connection.slots, connection.slots + 2))
+        self._window = _Window(connection, max(2 * connection.slots, connection.slots + 2))
         self._state = bytearray(self._sequence.n_blocks if outside is None else OUTSIDE * outside.astype("uint8"))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
+        """Blocks that are merged, with their solutions: a damaged slab makes them merge again."""
+        self._again: dict[int, Future[Any]] = {}
+        """Finished blocks that are solved again, for slabs that were lost."""
+        self._damaged: Counter[int] = Counter()
+        """Merges of a block that met a damaged slab."""
+        self._n_again = count()
+        self._is_disk_full = False
+        """No block is begun any more."""
         self._n_outside = 0 if outside is None else int(outside.sum())
         for index, finished in enumerate(journal.finished):
             if finished:
@@ -235,36 +352,67 @@ class _BlockRun:
                     self._submit_solve(self._sequence.task(index))
             if not self._window.pending:
                 break
-            self._receive(*self._window.next())
+            self._receive(self._window.next())
         return self.progress
 
     @property
     def _hopeless(self) -> bool:
         p = self.progress
+        if self._is_disk_full:
+            return True
         return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished - self._n_outside
 
-    def _receive(self, index: int, future: Future[Any]) -> None:
-        if index in self._merging:
-            task, _ = self._merging.pop(index)
-            if future.status == "finished":
-                self._finish(task, self._record(future))
-            else:
-                self._fail(task, future)
+    def _receive(self, ended: _Ended) -> None:
+        index = ended.tag
+        if index in self._again and ended.future.key == self._again[index].key:
+            del self._again[index]
+            self._receive_solved(ended, self._sequence.task(index))
+        elif index in self._merging:
+            self._receive_merged(ended, *self._merging.pop(index))
+        else:
+            task, _ = self._solved[index]
+            if ended.error is not None:
+                del self._solved[index]
+            self._receive_solved(ended, task)
+
+    def _receive_solved(self, ended: _Ended, task: BlockTask) -> None:
+        if ended.error is not None:
+            self._fail(task, ended)
             return
-        task, _ = self._solved[index]
-        if future.status != "finished":
-            del self._solved[index]
-            self._fail(task, future)
-            return
-        self._state[index] |= SOLVED
-        for candidate in (index, *self._upper(task).values()):
+        self._state[task.index] |= SOLVED
+        for candidate in (task.index, *self._upper(task).values()):
             self._merge_if_ready(candidate)
 
+    def _receive_merged(self, ended: _Ended, task: BlockTask, solved: Future[Any]) -> None:
+        if ended.error is None:
+            self._finish(task, ended.result())
+        elif isinstance(ended.error, DamagedOverlapError) and self._damaged[task.index] < MAX_DAMAGED_OVERLAPS:
+            LOGGER.warning("block %d: %s; its block is solved again", task.index, ended.error)
+            self._damaged[task.index] += 1
+            self._solved[task.index] = (task, solved)
+            self._solve_again(ended.error.block)
+        else:
+            self._fail(task, ended)
+
     def _submit_solve(self, task: BlockTask) -> None:
-        key = f"solve-{self._token}-{task.index}"
+        for direction, index in self._lower(task).items():
+            # The scratch folder may have been purged since the neighbour was merged.
+            if self._state[index] & (FINISHED | SOLVED) == FINISHED and not has_overlap(
+                self._scratch, index, direction
+            ):
+                self._solve_again(index)
+        self._solved[task.index] = (task, self._solve(task, f"solve-{self._token}-{task.index}"))
+
+    def _solve_again(self, index: int) -> None:
+        """Solve a block for its overlap slabs alone."""
+        if index not in self._again:
+            self._state[index] &= ~SOLVED
+            key = f"solve-{self._token}-{index}-again-{next(self._n_again)}"
+            self._again[index] = self._solve(self._sequence.task(index), key)
+
+    def _solve(self, task: BlockTask, key: str) -> Future[Any]:
         # Earlier blocks first: others then wait for their overlap slabs for a short time only.
-        future = self._window.submit(task.index, tasks.solve, self._token, task, key=key, priority=-task.index)
-        self._solved[task.index] = (task, future)
+        return self._window.submit(task.index, tasks.solve, self._token, task, key=key, priority=-task.index)
 
     def _merge_if_ready(self, index: int) -> None:
         if index not in self._solved or not self._state[index] & SOLVED:
@@ -273,18 +421,20 @@ class _BlockRun:
         lower = self._lower(task)
         if any(self._state[n] & FAILED for n in lower.values()):
             del self._solved[index]  # It stays unfinished: a resumed run solves it again with its neighbours.
-        elif all(self._state[n] & (SOLVED | FINISHED) for n in lower.values()):
-            self._merging[index] = (task, self._submit_merge(task, solved, lower))
+        elif all(self._state[n] & (SOLVED | FINISHED) and n not in self._again for n in lower.values()):
+            self._submit_merge(task, solved, lower)
+            self._merging[index] = (task, solved)
             del self._solved[index]
 
-    def _submit_merge(self, task: BlockTask, solved: Future[Any], overlaps: dict[Triple, int]) -> Future[Any]:
-        key = f"merge-{self._token}-{task.index}"
-        return self._window.submit(
+    def _submit_merge(self, task: BlockTask, solved: Future[Any], overlaps: dict[Triple, int]) -> None:
+        key = f"merge-{self._token}-{task.index}" + (f"-{n}" if (n := self._damaged[task.index]) else "")
+        self._window.submit(
             task.index, tasks.merge, self._token, task, solved, overlaps, key=key, priority=self._sequence.n_blocks
         )
 
     def _finish(self, task: BlockTask, record: dict[str, Any]) -> None:
         self._state[task.index] |= FINISHED
+        self._damaged.pop(task.index, None)
         self.progress.blocks_finished += 1
         self.progress.blocks_skipped += bool(record.get("skipped"))
         self._on_finished(record, self.progress)
@@ -294,17 +444,11 @@ class _BlockRun:
             if self._state[index] & OUTSIDE:  # no block waits for this slab
                 drop_overlap(self._scratch, task.index, direction)
 
-    def _record(self, future: Future[Any]) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = future.result()
-        except OSError as error:
-            raise ClusterLostError("cluster: the connection broke; continue with `bigdeconv resume`.") from error
-        return record
-
-    def _fail(self, task: BlockTask, future: Future[Any]) -> None:
+    def _fail(self, task: BlockTask, ended: _Ended) -> None:
         self._state[task.index] |= FAILED
+        self._is_disk_full |= is_disk_full(ended.error)
         self.progress.blocks_failed += 1
-        self.progress.errors.append(_failure(f"block {task.index}", future))
+        self.progress.errors.append(_failure(f"block {task.index}", ended))
         for neighbour in self._upper(task).values():
             self._merge_if_ready(neighbour)
 

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigdeconv.engine import block
 from bigdeconv.engine import probe as probing
+from bigdeconv.errors import DamagedOverlapError
+from bigdeconv.storage.locations import is_disk_full
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.geometry import Box, Triple
     from bigdeconv.planning.blocks import BlockTask
     from bigdeconv.planning.seam_probes import SeamMeasurement, SeamProbe
+    from bigdeconv.storage.seals import FileMark
 
 RECIPES: dict[str, tuple[Recipe, ...]] = {}
 """Recipes on this worker, by token: one for each volume of the job."""
 
 
+PAUSES_SECONDS = (0.5, 2.0, 8.0)
+"""Pauses before a task is tried again that could not read or write: a mount that comes back needs a moment."""
+T = TypeVar("T")
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Return the result of some work, tried again after pauses where the store fails."""
+    for pause in PAUSES_SECONDS:
+        try:
+            return work()
+        except OSError as error:
+            if isinstance(error, DamagedOverlapError) or is_disk_full(error):
+                raise
+            time.sleep(pause)
+    return work()
+
+
 def solve(token: str, task: BlockTask) -> block.Solved:
     """Solve a block."""
-    return block.solve_block(RECIPES[token][task.volume], task)
+    return _patiently(lambda: block.solve_block(RECIPES[token][task.volume], task))
 
 
 def merge(token: str, task: BlockTask, solved: block.Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:
     """Merge and write a block."""
-    return block.merge_block(RECIPES[token][task.volume], task, solved, overlaps)
+    return _patiently(lambda: block.merge_block(RECIPES[token][task.volume], task, solved, overlaps))
 
 
-def downsample(token: str, volume: int, level: int, timepoint: int, channel: int, box: Box) -> None:
-    """Make a part of a coarse level."""
-    block.downsample_region(RECIPES[token][volume], level, timepoint, channel, box)
+def downsample(token: str, volume: int, level: int, timepoint: int, channel: int, box: Box) -> list[FileMark]:
+    """Make a part of a coarse level; return the files that it wrote."""
+    return _patiently(lambda: block.downsample_region(RECIPES[token][volume], level, timepoint, channel, box))
 
 
 def probe(token: str, seam: SeamProbe) -> SeamMeasurement:

@@ -18,7 +18,7 @@ from bigdeconv.storage import weights
 from bigdeconv.storage.ledger import JournalSummary, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bigdeconv.jobs.job import Job
     from bigdeconv.jobs.record import RunRecord
@@ -43,8 +43,16 @@ class OpenRun:
     """Bytes of the journal that are in the summary."""
 
     @classmethod
-    def open(cls, output: str | Path) -> OpenRun:
+    def open(
+        cls, output: str | Path, observer: Callable[[OpenRun], Callable[[dict[str, Any]], None]] | None = None
+    ) -> OpenRun:
         """Open the run of an output.
+
+        Parameters
+        ----------
+        output : str or Path
+        observer : callable, optional
+            Called with the run before its journal is read; what it returns is called with each record.
 
         Raises
         ------
@@ -54,22 +62,29 @@ class OpenRun:
         ledger = Ledger.open(output)
         # The lock before the journal: a driver that ends in between has written everything that is read.
         is_running, stamp = ledger.is_being_written(), ledger.stamp()
-        return cls._of(Path(output), ledger, records.load(ledger), is_running=is_running, stamp=stamp)
+        return cls._of(Path(output), ledger, records.load(ledger), observer, is_running=is_running, stamp=stamp)
 
     @classmethod
     def create(cls, output: Path, job: Job, record: RunRecord) -> OpenRun:
         """Store the record of a job, and open the run."""
         output.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.create(output, records.dump(record), records.arrays_of(job.plan), job.plan.model)
-        return cls._of(output, ledger, record, is_running=False, stamp=ledger.stamp())
+        return cls._of(output, ledger, record, None, is_running=False, stamp=ledger.stamp())
 
     @classmethod
     def _of(
-        cls, output: Path, ledger: Ledger, record: RunRecord, *, is_running: bool, stamp: tuple[int, int]
+        cls,
+        output: Path,
+        ledger: Ledger,
+        record: RunRecord,
+        observer: Callable[[OpenRun], Callable[[dict[str, Any]], None]] | None,
+        *,
+        is_running: bool,
+        stamp: tuple[int, int],
     ) -> OpenRun:
         journal = JournalSummary(record.facts.n_blocks, record.facts.blocks_outside)
         run = cls(output, ledger, record, journal, is_running, stamp)
-        run._catch_up()
+        run._catch_up((lambda _: None) if observer is None else observer(run))
         return run
 
     @contextmanager
@@ -136,7 +151,8 @@ class OpenRun:
         members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)
         return tuple(replace(first, volume=volume, plan=plan, output=str(path)) for volume, plan, path in members)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, observe: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         for record, end in self.ledger.records(self._read_to):
             self.journal.add(record)
+            observe(record)
             self._read_to = end

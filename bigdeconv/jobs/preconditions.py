@@ -13,7 +13,7 @@ from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, 
 from bigdeconv.numerics import NUMERICS_VERSION
 from bigdeconv.storage import collection, omezarr
 from bigdeconv.storage.ledger import Ledger, ledger_path
-from bigdeconv.storage.locations import is_remote, resolve_location
+from bigdeconv.storage.locations import is_remote, masked, resolve_location
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,7 @@ def local_output(location: str) -> Path:
     """
     if is_remote(location):
         raise InvalidInputError(
-            f"output: got {location!r}; the output must be a local path (a shared file system will do)."
+            f"output: got {masked(location)!r}; the output must be a local path (a shared file system will do)."
         )
     return Path(location).absolute()
 

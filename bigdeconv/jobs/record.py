@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.job import Job
     from bigdeconv.storage.ledger import Ledger
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised when the form of the record changes."""
 
 
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 3
 class RunRecord:
     """Everything that a run needs besides arrays."""
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     digest: str
     """Checksum of identity, plans and numbers."""
     identity: dict[str, Any]
@@ -49,7 +49,7 @@ def record_of(job: Job) -> RunRecord:
     identity = identity_of(job.plan, job.sample_digests)
     chosen = {number: asdict(numbers) for number, numbers in channels.items()}
     return RunRecord(
-        schema_version=3,
+        schema_version=4,
         digest=_digest([identity, [asdict(plan) for plan in facts.plans], chosen]),
         identity=identity,
         facts=facts,
@@ -107,6 +107,7 @@ def load(ledger: Ledger) -> RunRecord:
             f"output: the plan {where!r} has schema {found!r}, expected {SCHEMA_VERSION}; finish the run with the version of "
             "bigdeconv that began it, or start it again with --overwrite."
         )
+    ledger.require_sound(stored)
     try:
         return TypeAdapter(RunRecord).validate_python(stored)
     except ValidationError as error:

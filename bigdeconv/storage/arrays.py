@@ -12,19 +12,22 @@ from __future__ import annotations
 import operator
 import re
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bigdeconv.errors import InvalidInputError, StoreError
-from bigdeconv.geometry import Box
+from bigdeconv.geometry import Box, ceil_div
 from bigdeconv.storage.locations import is_remote, open_array, reported, resolve_location
+from bigdeconv.storage.seals import marked
 
 if TYPE_CHECKING:
     import zarr
 
     from bigdeconv.storage.omezarr import VolumeInfo
+    from bigdeconv.storage.seals import FileMark
 
 # Name of a file that zarr's LocalStore is about to rename into place.
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
@@ -136,6 +139,30 @@ def write_region(location: str | Path, array_path: str, index: tuple[int | slice
         raise InvalidInputError(f"data: got dtype {data.dtype}; expected {array.dtype}, as array {array_path!r} has")
     with reported("write", where, array_path):
         array[index] = data
+
+
+def files_of_region(location: str | Path, array_path: str, index: tuple[int | slice, ...]) -> list[FileMark]:
+    """Return the files of a local array that hold a region, as they are now; zarr writes none for a chunk of fill.
+
+    Parameters
+    ----------
+    location : str or Path
+        The image group, a local path.
+    array_path : str
+        The array inside the group.
+    index : tuple of int or slice
+        As for `write_region`.
+    """
+    where = resolve_location(location)
+    array = _open_cached(where, array_path, writable=True)
+    per_file = array.shards or array.chunks
+    parts = [
+        range(i, i + 1) if isinstance(i, int) else range(i.start, i.stop) for i in _checked_index(array.shape, index)[0]
+    ]
+    places = product(*(range(p.start // n, ceil_div(p.stop, n)) for p, n in zip(parts, per_file, strict=True)))
+    names = (f"{array_path}/{array.metadata.encode_chunk_key(place)}" for place in places)
+    with reported("read", where, array_path):
+        return [mark for name in names if (mark := marked(Path(where), name)) is not None]
 
 
 def sweep_partial(path: Path) -> int:

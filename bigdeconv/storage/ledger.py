@@ -3,9 +3,9 @@
 ::
 
     OUTPUT.bigdeconv/
-        plan.json        the record of the run, written before the first block
+        plan.json        the record of the run, with its checksum and those of the files beside it
         arrays.safetensors, model.safetensors
-        journal.jsonl    one line per finished block, appended and synced by the driver alone
+        journal.jsonl    one sealed line per finished block, appended and synced by the driver alone
         run.log          what happened, with the tracebacks of failed blocks
         certificate.json errors measured at seams
         report.json, report.html   made by `bigdeconv report`
@@ -36,12 +36,14 @@ from safetensors.numpy import load_file, save_file
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.storage import weights
 from bigdeconv.storage.atomic import new_folder, replaced_file
+from bigdeconv.storage.seals import checksum_of, seal_of, sealed_line, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bigdeconv.numerics.priors.weights import WcrrWeights
 
+_ANEW = "start the run again with --overwrite"
 LOCK_SECONDS = 2.0
 """Patience with those who look for a moment whether the lock is held."""
 SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "write_seconds")
@@ -100,7 +102,9 @@ class Ledger:
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(building / "arrays.safetensors"))
                 if model is not None:
                     weights.save(building / ledger.model_path.name, model)
-                (building / "plan.json").write_text(json.dumps(plan, indent=1))
+                files = {file.name: checksum_of(file) for file in building.glob("*.safetensors")}
+                sealed = {**plan, "files": files}
+                (building / "plan.json").write_text(json.dumps({**sealed, "seal": seal_of(sealed)}, indent=1))
                 (building / "journal.jsonl").touch()
                 (building / "lock").touch()
                 for file in building.glob("*.safetensors"):  # written for their owner alone
@@ -126,21 +130,47 @@ class Ledger:
         return ledger
 
     def plan(self) -> dict[str, Any]:
-        """Return the stored plan as plain values.
+        """Return the stored plan as plain values, ``files`` and ``seal`` among them.
 
         Raises
         ------
         StoreError
-            If it is damaged.
+            If it is no plan.
         """
         path = self.path / "plan.json"
         try:
             content = json.loads(path.read_text())
-        except ValueError as error:
-            raise StoreError(f"output: {str(path)!r} is damaged ({error}).") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(f"output: {str(path)!r} is damaged ({error}); {_ANEW}.") from error
         if not isinstance(content, dict):
-            raise StoreError(f"output: {str(path)!r} is damaged (it holds a {type(content).__name__}, not a plan).")
+            raise StoreError(
+                f"output: {str(path)!r} is damaged (it holds a {type(content).__name__}, not a plan); {_ANEW}."
+            )
         return content
+
+    def require_sound(self, plan: Mapping[str, Any]) -> None:
+        """Refuse a plan that has changed since it was written, and files beside it that have.
+
+        Raises
+        ------
+        StoreError
+            If numbers of the plan, PSFs or model are not those that the run began with.
+        """
+        sealed = {name: value for name, value in plan.items() if name != "seal"}
+        files = plan.get("files")
+        if plan.get("seal") != seal_of(sealed) or not isinstance(files, dict):
+            raise StoreError(
+                f"output: {str(self.path / 'plan.json')!r} was changed after the run began, and blocks of two kinds would meet; "
+                f"{_ANEW}."
+            )
+        for name, checksum in files.items():
+            path = self.path / name
+            try:
+                found = checksum_of(path)
+            except OSError as error:
+                raise StoreError(f"output: {str(path)!r} cannot be read ({error}); {_ANEW}.") from error
+            if found != checksum:
+                raise StoreError(f"output: {str(path)!r} was changed after the run began; {_ANEW}.")
 
     def stamp(self) -> tuple[int, int]:
         """Return what changes when another plan takes the place of this one."""
@@ -198,20 +228,40 @@ class Ledger:
         Raises
         ------
         StoreError
-            If a line is damaged.
+            If a line is damaged, or there is no journal.
         """
-        with (self.path / "journal.jsonl").open("rb") as file:
-            file.seek(start)
-            end = start
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise StoreError(f"output: {file.name!r} is damaged at byte {end} ({error}).") from error
-                end += len(line)
-                yield record, end
+        path, end = self.path / "journal.jsonl", start
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    end += len(line)
+                    yield unsealed(line), end
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"output: {str(path)!r} is damaged before byte {end} ({error}); go on with `bigdeconv repair`."
+            ) from error
+
+    def mend_journal(self) -> int:
+        """Rewrite the journal without its damaged lines, alone; return how many there were.
+
+        Blocks that they named count as unfinished.
+        """
+        path = self.path / "journal.jsonl"
+        damaged = 0
+        with replaced_file(path, sync=True) as building, building.open("wb") as mended:
+            if path.exists():
+                with path.open("rb") as file:
+                    for line in file:
+                        try:
+                            unsealed(line)
+                        except (ValueError, RecursionError):
+                            damaged += 1
+                        else:
+                            mended.write(line)
+        return damaged
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -249,6 +299,8 @@ class Ledger:
         """
         # A shared lock, which filelock does not offer for a file that may only be read: probes do not disturb one another, and
         # a network file system grants it to readers.
+        if not (self.path / "lock").exists():  # nobody can hold it
+            return False
         with (self.path / "lock").open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -261,7 +313,7 @@ class Ledger:
     def append(self, record: Mapping[str, Any]) -> int:
         """Append one record to the journal and sync it to disk; return the bytes that were written."""
         assert self._journal is not None, "append outside of `with ledger.writing()`"
-        line = (json.dumps(record) + "\n").encode()
+        line = sealed_line(record)
         self._journal.write(line)
         self._journal.flush()
         os.fsync(self._journal.fileno())
@@ -321,27 +373,55 @@ class JournalSummary:
         Raises
         ------
         StoreError
-            If it names a block that the plan does not have.
+            If it is none, or names a block that the plan does not have.
         """
-        if "block" in record:
-            self._add_block(record)
-        elif "level" in record:
-            self.levels.add((record["volume"], record["level"]))
-        elif "complete" in record:
-            self.complete, self.blocks_failed, self.closed = bool(record["complete"]), record["failed"], True
-            self.wall_seconds += record.get("seconds", 0.0)
+        try:
+            if "block" in record:
+                self._add_block(record)
+            elif "level" in record:
+                self.levels.add((int(record["volume"]), int(record["level"])))
+            elif "forgotten" in record:
+                self._forget(record["forgotten"])
+            elif "complete" in record:
+                self.complete, self.blocks_failed = bool(record["complete"]), int(record["failed"])
+                self.closed = True
+                self.wall_seconds += record.get("seconds", 0.0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"output: the journal holds a record that is none ({error}); {_ANEW}.") from error
 
     def _add_block(self, record: Mapping[str, Any]) -> None:
-        index = record["block"]
-        if not 0 <= index < self.n_blocks:
-            raise StoreError(f"output: the journal names block {index}, but the plan has {self.n_blocks} blocks.")
-        self.closed, self.blocks_failed = False, 0
+        index = self._index(record)
+        self.complete = self.closed = False
+        self.blocks_failed = 0
         if self.finished[index]:
             return
         self.finished[index] = 1
         self.blocks_finished += 1
-        self.blocks_skipped += bool(record.get("skipped"))
-        for name in VOXELS:
-            self.voxels[name] += record.get(name, 0)
+        self._count(record, 1)
         for name in SECONDS:
             self.seconds[name] += record.get(name, 0.0)
+
+    def _forget(self, record: Mapping[str, Any]) -> None:
+        """Take back a block or level whose files were lost: it is computed again."""
+        self.complete = self.closed = False
+        if "level" in record:
+            self.levels.discard((int(record["volume"]), int(record["level"])))
+            return
+        index = self._index(record)
+        if self.finished[index]:
+            self.finished[index] = 0
+            self.blocks_finished -= 1
+            self._count(record, -1)
+
+    def _count(self, record: Mapping[str, Any], sign: int) -> None:
+        self.blocks_skipped += sign * bool(record.get("skipped"))
+        for name in VOXELS:
+            self.voxels[name] += sign * record.get(name, 0)
+
+    def _index(self, record: Mapping[str, Any]) -> int:
+        index = record["block"]
+        if not isinstance(index, int) or not 0 <= index < self.n_blocks:
+            raise StoreError(
+                f"output: the journal names block {index}, but the plan has {self.n_blocks} blocks; {_ANEW}."
+            )
+        return index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +12,16 @@ from urllib.parse import unquote, urlsplit
 import zarr
 from zarr.storage import LocalStore, ObjectStore
 
-from bigdeconv.errors import BigdeconvError, InvalidInputError, StoreError
+from bigdeconv.errors import BigdeconvError, DiskFullError, InvalidInputError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zarr.abc.store import Store
 
+_SECRET_USER = re.compile(r"(:/{1,2})[^/@\s]+@|[^/@\s:]+:[^/@\s]+@")
+_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|sig|secret|password|credential)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
 
 
@@ -152,4 +157,21 @@ def reported(action: str, location: str, array_path: str = "") -> Iterator[None]
         where = f"array {array_path!r} of {location}" if array_path else location
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "; check the address and the credentials in the environment" if is_remote(location) else ""
-        raise StoreError(f"cannot {action} {where}: {reason}{hint}") from error
+        kind = DiskFullError if is_disk_full(error) else StoreError
+        raise kind(f"cannot {action} {where}: {reason}{hint}") from error
+
+
+def masked(address: str) -> str:
+    """Return an address without the secrets that it may hold, to be shown.
+
+    Examples
+    --------
+    >>> masked("https://user:secret@host/embryo.zarr?token=abc&level=0")
+    'https://***@host/embryo.zarr?token=***&level=0'
+    """
+    return _SECRET_QUERY.sub(r"\1***", _SECRET_USER.sub(lambda found: f"{found[1] or ''}***@", address))
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether an error says that a disk takes nothing more, which no pause mends."""
+    return isinstance(error, DiskFullError) or getattr(error, "errno", None) in _FULL

@@ -1,16 +1,25 @@
-"""Overlap slabs on disk: what a block leaves in the scratch folder for its upper neighbours."""
+"""Overlap slabs on disk: what a block leaves in the scratch folder for its upper neighbours.
+
+A slab is a line of JSON, which names block, direction, shape and checksum, and the float32 values behind it.  So a slab that was
+cut off, changed, or put in the place of another is known, wherever it is read.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 
+from bigdeconv.errors import DamagedOverlapError
 from bigdeconv.storage.atomic import replaced_file
 
 if TYPE_CHECKING:
     from bigdeconv.geometry import Triple
+
+MAX_HEADER_BYTES = 4096
 
 
 def write_overlap(scratch: str | Path, block: int, direction: Triple, slab: np.ndarray) -> None:
@@ -29,14 +38,43 @@ def write_overlap(scratch: str | Path, block: int, direction: Triple, slab: np.n
     """
     path = _path(scratch, block, direction)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path, sync=True) as building:
-        np.save(building, slab, allow_pickle=False)
+    values = np.ascontiguousarray(slab, dtype="<f4").tobytes()
+    header = json.dumps(_header(block, direction, slab.shape, values)).encode() + b"\n"
+    with replaced_file(path, sync=True) as building, building.open("wb") as file:
+        file.write(header)
+        file.write(values)
 
 
 def read_overlap(scratch: str | Path, block: int, direction: Triple) -> np.ndarray:
-    """Read a slab, ``z y x`` float32; see `write_overlap`."""
-    slab: np.ndarray = np.load(_path(scratch, block, direction), allow_pickle=False)
+    """Read a slab, ``z y x`` float32; see `write_overlap`.
+
+    Raises
+    ------
+    DamagedOverlapError
+        If it is missing, or not as the block left it; a damaged one is removed, so that the block is solved again for it.
+    """
+    path = _path(scratch, block, direction)
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.readline(MAX_HEADER_BYTES))
+            values = file.read()
+        shape = tuple(header["shape"])
+        slab = np.frombuffer(values, "<f4").reshape(shape)
+        is_sound = header == _header(block, direction, shape, values)
+    except FileNotFoundError as error:
+        raise DamagedOverlapError(f"the overlap slab {path.name} is missing", block) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        path.unlink(missing_ok=True)
+        raise DamagedOverlapError(f"the overlap slab {path.name} was damaged ({error})", block) from error
+    if not is_sound:
+        path.unlink(missing_ok=True)
+        raise DamagedOverlapError(f"the overlap slab {path.name} does not match its checksum", block)
     return slab
+
+
+def has_overlap(scratch: str | Path, block: int, direction: Triple) -> bool:
+    """Tell whether a slab is there; whether it is sound shows when it is read."""
+    return _path(scratch, block, direction).exists()
 
 
 def drop_overlap(scratch: str | Path, block: int, direction: Triple) -> None:
@@ -44,6 +82,11 @@ def drop_overlap(scratch: str | Path, block: int, direction: Triple) -> None:
     _path(scratch, block, direction).unlink(missing_ok=True)
 
 
+def _header(block: int, direction: Triple, shape: tuple[int, ...], values: bytes) -> dict[str, Any]:
+    header = {"block": block, "direction": list(direction), "shape": list(shape)}
+    return {**header, "checksum": google_crc32c.extend(google_crc32c.value(json.dumps(header).encode()), values)}
+
+
 def _path(scratch: str | Path, block: int, direction: Triple) -> Path:
     z, y, x = direction
-    return Path(scratch) / f"{block // 1000:06d}" / f"{block}-{z}{y}{x}.npy"
+    return Path(scratch) / f"{block // 1000:06d}" / f"{block}-{z}{y}{x}.slab"

@@ -66,7 +66,9 @@ def validate(
             help="OME-Zarr image or plate (path or URL), or a folder of images.", metavar="OUTPUT", show_default=False
         ),
     ],
-    deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also decode every chunk, and compare with what the run wrote.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check that an image, a plate or every image in a folder is valid OME-Zarr."""

@@ -45,21 +45,35 @@ def run(
     _finish(summary, as_json=as_json)
 
 
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="ADDRESS|FILE.json", help="Running Dask cluster: address or scheduler file."),
+]
+
+
 def resume(
     output: Output,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            "--scheduler", metavar="ADDRESS|FILE.json", help="Running Dask cluster: address or scheduler file."
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the contents of all files with what was written.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Continue an interrupted run from its stored plan; finished blocks are not computed again."""
     from bigdeconv import pipeline
 
     with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
-        summary = pipeline.resume(output, scheduler=scheduler, events=reporter.events)
+        summary = pipeline.resume(output, scheduler=scheduler, verify=verify, events=reporter.events)
+        reporter.finished(summary)
+    _finish(summary, as_json=as_json)
+
+
+def repair(output: Output, scheduler: Scheduler = None, as_json: Json = False) -> None:
+    """Make damaged or missing parts of an output again, finished or not; everything else is kept."""
+    from bigdeconv import pipeline
+
+    with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
+        summary = pipeline.repair(output, scheduler=scheduler, events=reporter.events)
         reporter.finished(summary)
     _finish(summary, as_json=as_json)
 

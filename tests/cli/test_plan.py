@@ -191,7 +191,7 @@ def test_flags_go_before_environment_before_file_before_defaults(source, tmp_pat
         return json.loads(result.stdout)
 
     assert planned()["method"] == "garl"
-    assert planned()["iterations"] == 80
+    assert planned()["iterations"] == 120
     from_file = planned("--config", file)
     assert (from_file["method"], from_file["iterations"], from_file["n_blocks"]) == ("rl", 11, 2)
     assert planned("--config", file, iterations=12)["iterations"] == 12

@@ -76,7 +76,7 @@ def test_an_output_that_was_deleted_is_not_taken_for_done(finished, tmp_path, no
         result = bigdeconv("resume", output)
     assert result.exit_code == 3
     assert str(output) in result.stderr
-    assert "--overwrite" in result.stderr
+    assert "bigdeconv repair" in result.stderr
 
 
 @pytest.mark.cluster

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 from distributed import Client, get_worker
 
 import bigdeconv
+from bigdeconv import pipeline
 from bigdeconv.engine import schedule
 from bigdeconv.engine.clusters import connection as connections
-from bigdeconv.engine.clusters.connection import connect
+from bigdeconv.engine.clusters.connection import Connection, connect
 from bigdeconv.errors import BudgetError, ClusterLostError, InvalidInputError
 from bigdeconv.jobs import preconditions
 from bigdeconv.planning.resources import Resources
@@ -77,7 +79,7 @@ class TestRunning:
             LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as empty,
             Client(empty, set_as_default=False) as client,
         ):
-            window = schedule._Window(client, 1)
+            window = schedule._Window(Connection(client, "", is_local=False, slots=1), 1)
             window.submit(0, print, key="solve-00000000-0")
             with pytest.raises(ClusterLostError, match="continue with `bigdeconv resume`"):
                 window.next()
@@ -100,7 +102,7 @@ class TestOwn:
         assert own.is_local
         assert own.slots == 2
         assert "127.0.0.1" in own.dashboard
-        assert own.client.submit(lambda: get_worker().address).result(seconds(15)).startswith("tcp://127.0.0.1:")
+        assert own.client.submit(lambda: get_worker().address).result(seconds(15)).startswith("tls://127.0.0.1:")
 
     def test_a_worker_has_its_threads_and_leaves_interrupts_to_the_driver(self, own):
         def found():
@@ -125,7 +127,7 @@ class TestOwn:
         # Dask's own would give every array back to the kernel at once.
         assert "MALLOC_TRIM_THRESHOLD_" not in found
 
-    def test_a_worker_loads_neither_ome_zarr_nor_skimage(self, own, tmp_path):
+    def test_a_worker_loads_neither_ome_zarr_nor_skimage(self, own, tmp_path, monkeypatch):
         """Metadata are the driver's business; what writes them is slow to load, and large."""
 
         def modules():
@@ -134,6 +136,7 @@ class TestOwn:
             return sorted({name.partition(".")[0] for name in sys.modules})
 
         make.volume(tmp_path / "in.zarr", make.scene(8, 32, 64))
+        monkeypatch.setattr(pipeline, "connect", lambda *_: nullcontext(own))
         summary = bigdeconv.run(
             input=str(tmp_path / "in.zarr"),
             output=str(tmp_path / "out.zarr"),
@@ -143,7 +146,6 @@ class TestOwn:
             block_shape=(8, 32, 32),
             chunks=(8, 16, 16),
             levels=3,
-            scheduler=own.client.scheduler.address,
         )
         assert summary.complete
         assert summary.seams is not None

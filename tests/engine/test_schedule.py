@@ -37,7 +37,7 @@ class Recorder:
 def test_tasks_have_readable_names_by_phase():
     """Dask groups tasks by what `key_split` makes of their keys: one group per phase, none per block."""
     client = Recorder()
-    window = schedule._Window(client, 4)
+    window = schedule._Window(SimpleNamespace(client=client), 4)
     for name in ("solve", "merge", "downsample"):
         for block in (0, 17, 123456):
             window.submit(block, print, key=f"{name}-{'0123456789abcdef'[:8]}-{block}")

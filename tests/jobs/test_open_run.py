@@ -16,6 +16,7 @@ from bigdeconv.config import make_config
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.storage.seals import sealed_line
 from tests import make
 
 
@@ -144,8 +145,8 @@ def test_what_another_driver_has_appended_counts_once_the_lock_is_taken(interrup
 
 
 def test_a_journal_of_another_plan_is_named(interrupted):
-    with (ledger_path(interrupted.output) / "journal.jsonl").open("a") as journal:
-        journal.write('{"block": 4}\n')
+    with (ledger_path(interrupted.output) / "journal.jsonl").open("ab") as journal:
+        journal.write(sealed_line({"block": 4}))
     with pytest.raises(StoreError, match=r"the journal names block 4, but the plan has 4 blocks"):
         OpenRun.open(interrupted.output)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
-from distributed import Client
+from distributed import Client, Security
+from distributed.core import rpc
 
 from bigdeconv.errors import ClusterLostError
+from bigdeconv.storage.locations import masked
+
+JOIN_SECONDS = 60.0
+"""Patience with a scheduler that accepts a connection and says nothing."""
 
 
 def join(scheduler: str) -> Client:
@@ -26,16 +32,34 @@ def join(scheduler: str) -> Client:
     client = None
     try:
         address = scheduler if "://" in scheduler else _address_in(Path(scheduler))
+        asyncio.run(_greet(address))
         client = Client(address, set_as_default=False, timeout=30)
         client.wait_for_workers(1, timeout=60)
-    except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+    # A server of another kind may send what Dask takes for the length of a message.
+    except (OSError, TimeoutError, ValueError, KeyError, TypeError, MemoryError, RecursionError) as error:
         if client is not None:
             client.close()
+        reason = masked(str(error)) or "it does not answer"
         raise ClusterLostError(
-            f"scheduler: no Dask cluster with workers answers at {scheduler!r} ({error}); "
+            f"scheduler: no Dask cluster with workers answers at {masked(scheduler)!r} ({reason}); "
             "give tcp://HOST:PORT or a scheduler file, and start at least one worker."
         ) from error
     return client
+
+
+async def _greet(address: str) -> None:
+    """Exchange a greeting with a scheduler; a client would wait for its answer without an end.
+
+    Raises
+    ------
+    TimeoutError
+        If it does not answer.
+    """
+    async with (
+        asyncio.timeout(JOIN_SECONDS),
+        rpc(address, connection_args=Security().get_connection_args("client")) as scheduler,
+    ):
+        await scheduler.identity()
 
 
 def _address_in(scheduler_file: Path) -> str:

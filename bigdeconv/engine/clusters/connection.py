@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ from distributed import Client
 
 from bigdeconv.engine import machine
 from bigdeconv.engine.clusters.address import join
-from bigdeconv.engine.clusters.local import THREADS_PER_WORKER, local_cluster
+from bigdeconv.engine.clusters.local import THREADS_PER_WORKER, local_cluster, replace_dead_workers
 from bigdeconv.engine.plugins import ShortMemory
+from bigdeconv.errors import ClusterLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from distributed import SpecCluster
 
     from bigdeconv.planning.resources import Resources
 
@@ -32,6 +36,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "120s",
     "distributed.comm.timeouts.tcp": "120s",
     "distributed.admin.tick.limit": "1h",
+    # It looks into frames of other threads, and nobody reads it here.
+    "distributed.worker.profile.enabled": False,
     # Instead of Dask's own variables, which make malloc give every array back to the kernel at once: huge pages, which take 512
     # times fewer faults.  The C library reads this when a process starts, so a worker cannot set it for itself.
     "distributed.nanny.pre-spawn-environ": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
@@ -49,6 +55,8 @@ class Connection:
     """Whether the cluster is our own, on this machine."""
     slots: int
     """Blocks that are read, restored or written at the same time."""
+    replace_dead_workers: Callable[[], None] = lambda: None
+    """Starts workers in place of own ones that died for good; others are left to those who started them."""
 
 
 @contextmanager
@@ -69,13 +77,28 @@ def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]
     """
     with dask.config.set(_SETTINGS):
         if scheduler is None:
-            with local_cluster(resources) as cluster, Client(cluster, set_as_default=False) as client:
+            with _started(resources) as cluster, Client(cluster, set_as_default=False) as client:
                 client.wait_for_workers(resources.workers, timeout=120)
                 client.register_plugin(ShortMemory())
-                yield _connection(client, is_local=True)
+                yield replace(
+                    _connection(client, is_local=True), replace_dead_workers=partial(replace_dead_workers, cluster)
+                )
         else:
             with join(scheduler) as client:
                 yield _connection(client, is_local=False)
+
+
+@contextmanager
+def _started(resources: Resources) -> Iterator[SpecCluster]:
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(local_cluster(resources))
+        except (RuntimeError, OSError) as error:
+            raise ClusterLostError(
+                f"cluster: workers cannot be started on this machine ({error}); check that DASK_TEMPORARY_DIRECTORY and TMPDIR "
+                "are writable, or use --scheduler."
+            ) from error
+        yield cluster
 
 
 def memory_limits(connection: Connection) -> list[int]:
@@ -85,7 +108,13 @@ def memory_limits(connection: Connection) -> list[int]:
 
 def cuda_devices(connection: Connection) -> dict[str, int]:
     """Return the number of CUDA devices that each worker sees, by its address."""
-    found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+    try:
+        found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+    except ModuleNotFoundError as error:
+        raise ClusterLostError(
+            f"scheduler: the cluster lacks the package {error.name!r}; install the same version of bigdeconv for the scheduler "
+            "and its workers."
+        ) from error
     return found
 
 

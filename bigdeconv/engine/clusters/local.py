@@ -5,30 +5,65 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import Counter
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from distributed import Nanny, Scheduler, SpecCluster
+from distributed import Nanny, Scheduler, Security, SpecCluster, Status
 
 if TYPE_CHECKING:
     from bigdeconv.planning.resources import Resources
 
+LOGGER = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
+MAX_REPLACEMENTS = 20
+"""Workers that are started in place of dead ones, in one cluster."""
+_REPLACED: Counter[str] = Counter()
+"""Replacements so far, by the name of the cluster."""
 DASHBOARD_PORT = 8787
 THREADS_PER_WORKER = 2
 """One restores a block while the other reads the next or writes the last."""
 
 
 def local_cluster(resources: Resources) -> SpecCluster:
-    """Return a cluster that listens on loopback only; start it as a context manager."""
+    """Return a cluster that listens on loopback only, and speaks TLS; start it as a context manager.
+
+    Every user of a node can reach its loopback, and whoever speaks to a Dask worker runs code as its owner.  The certificates are
+    made for this cluster, and live in the memory of its processes only.
+    """
     _start_quiet_resource_tracker()
     logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)
+    security = Security.temporary()
+    spoken = {"host": LOOPBACK, "protocol": "tls", "security": security}
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": LOOPBACK, "port": 0, "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+        "options": {**spoken, "port": 0, "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
     }
-    workers = {i: {"cls": Nanny, "options": _nanny_options(i, resources)} for i in range(resources.workers)}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    workers = {
+        i: {"cls": Nanny, "options": {**spoken, **_nanny_options(i, resources)}} for i in range(resources.workers)
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.ERROR)
+
+
+def replace_dead_workers(cluster: SpecCluster) -> None:
+    """Start new workers in place of those whose nanny has given up: it does so when a worker dies while it starts.
+
+    A worker that dies later is started again by its nanny.  The number of replacements is bounded: where every worker dies, the
+    run ends.
+    """
+    dead = [
+        name
+        for name, nanny in cluster.workers.items()
+        if nanny.status in (Status.closed, Status.closing, Status.failed)
+    ]
+    for name in dead:
+        if name not in cluster.worker_spec or _REPLACED[cluster.name] >= MAX_REPLACEMENTS:
+            continue
+        _REPLACED[cluster.name] += 1
+        LOGGER.warning("worker %s has died for good; another one is started", name)
+        cluster.worker_spec[f"{name}-again-{_REPLACED[cluster.name]}"] = cluster.worker_spec.pop(name)
+    if dead:
+        cluster.scale(len(cluster.worker_spec))
 
 
 def _nanny_options(i: int, resources: Resources) -> dict[str, Any]:
@@ -41,7 +76,6 @@ def _nanny_options(i: int, resources: Resources) -> dict[str, Any]:
         environment["CUDA_VISIBLE_DEVICES"] = given[i] if given else str(i)
     return {
         "nthreads": THREADS_PER_WORKER,
-        "host": LOOPBACK,
         "env": environment,
         "memory_limit": 0,
         "dashboard": False,

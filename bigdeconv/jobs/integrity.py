@@ -1,0 +1,186 @@
+"""Comparison of an output with its journal: what was written is known, file by file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.planning.blocks import BlockSequence
+from bigdeconv.storage.collection import create_outputs
+from bigdeconv.storage.ledger import Ledger
+from bigdeconv.storage.seals import FileMark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
+"""Names of files that hold no voxels."""
+
+_Key = tuple[str, int, int]
+"""``("block", 0, index)`` or ``("level", volume, number)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What the journal says was written and is not there, and what is there and nobody wrote."""
+
+    records: dict[_Key, dict[str, Any]]
+    """Journal records of the blocks and levels whose files are missing or changed."""
+    problems: list[str]
+    """One sentence per file."""
+    foreign: list[Path]
+    """Files with voxels that the journal does not know; looked for in finished runs only."""
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.foreign)
+
+    @property
+    def text(self) -> str:
+        """What is computed again, in words."""
+        n_blocks = sum(kind == "block" for kind, *_ in self.records)
+        n_levels = len(self.records) - n_blocks
+        parts = [f"{n_blocks} blocks"] if n_blocks else []
+        parts += [f"{n_levels} coarse levels"] if n_levels else []
+        first = f" ({self.problems[0]}{', …' if len(self.problems) > 1 else ''})" if self.problems else ""
+        again = f"{' and '.join(parts)} are computed again" if parts else "they are removed"
+        return f"The output is not as it was written{first}: {again}."
+
+
+def open_checked(output: str | Path, *, reads: bool) -> tuple[OpenRun, Damage]:
+    """Open the run of an output, and compare the files of the output with its journal, which is read once.
+
+    Parameters
+    ----------
+    output : str or Path
+    reads : bool
+        Compare contents too, and look for files that nobody wrote: reads the whole output.
+
+    Raises
+    ------
+    StoreError
+        If there is no ledger, or plan or journal are damaged.
+    """
+    checks: list[_Check] = []
+
+    def observer(run: OpenRun) -> Callable[[dict[str, Any]], None]:
+        checks.append(_Check(run, reads=reads))
+        return checks[0].see
+
+    run = OpenRun.open(output, observer)
+    return run, checks[0].damage()
+
+
+class _Check:
+    """Comparison of files with the records of a journal, one by one."""
+
+    def __init__(self, run: OpenRun, *, reads: bool) -> None:
+        self._run, self._reads = run, reads
+        self._folders = run.record.facts.images.outputs(run.output)
+        self._blocks = BlockSequence(run.record.facts.plans)
+        self._lost: dict[_Key, tuple[dict[str, Any], list[str]]] = {}
+        """Records of blocks and levels with damaged files, and sentences about these."""
+        self._written: dict[_Key, list[Path]] = {}
+        """Files that were written, where contents are compared."""
+
+    def see(self, record: dict[str, Any]) -> None:
+        if (key := _key(record.get("forgotten", record))) is None:
+            return
+        self._lost.pop(key, None)
+        self._written.pop(key, None)
+        if "forgotten" in record:
+            return
+        folder = self._folders[self._blocks.task(key[2]).volume if key[0] == "block" else key[1]]
+        marks = [FileMark(*entry) for entry in record.get("files", ())]
+        if self._reads:
+            self._written[key] = [folder / mark.name for mark in marks]
+        found = [text for mark in marks if (text := mark.problem(folder, reads=self._reads)) is not None]
+        if found:
+            self._lost[key] = record, found
+
+    def damage(self) -> Damage:
+        records = {key: record for key, (record, _) in self._lost.items()}
+        problems = [text for _, found in self._lost.values() for text in found]
+        _spread(self._run, self._blocks, records)
+        foreign: list[Path] = []
+        if self._reads and self._run.state == "complete":
+            written = {path for paths in self._written.values() for path in paths}
+            foreign = [path for folder in self._folders for path in _voxel_files(folder) if path not in written]
+            problems += [f"{path.relative_to(self._run.output)} is no file of this run" for path in foreign]
+        return Damage(records, problems, foreign)
+
+
+def forget(run: OpenRun, damage: Damage) -> None:
+    """Note in the journal that damaged blocks and levels are to be made again, and remove what is left of them."""
+    folders = run.record.facts.images.outputs(run.output)
+    blocks = BlockSequence(run.record.facts.plans)
+    for (kind, volume, number), record in damage.records.items():
+        run.append({"forgotten": record})
+        folder = folders[blocks.task(number).volume if kind == "block" else volume]
+        for name, *_ in record.get("files", ()):
+            (folder / name).unlink(missing_ok=True)
+    for path in damage.foreign:
+        path.unlink(missing_ok=True)
+
+
+def mend_journal(output: Path) -> int:
+    """Remove damaged lines from the journal of an output; return how many there were."""
+    ledger = Ledger.open(output)
+    ledger.require_sound(ledger.plan())
+    for name in ("journal.jsonl", "lock"):
+        (ledger.path / name).touch()
+    with ledger.writing():
+        return ledger.mend_journal()
+
+
+def restore_metadata(run: OpenRun) -> list[str]:
+    """Make metadata files of the output again that are missing or no JSON; return their names."""
+    if not run.output.exists():
+        return []
+    model = run.output.with_name(f".{run.output.name}.{uuid4().hex[:12]}.metadata")
+    try:
+        create_outputs(model, run.record.facts.images, output_specs(run.record))
+        mended = []
+        for source in sorted(model.rglob("*")):
+            name = source.relative_to(model)
+            if source.is_file() and not _is_json(run.output / name):
+                (run.output / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, run.output / name)
+                mended.append(str(name))
+        return mended
+    finally:
+        shutil.rmtree(model, ignore_errors=True)
+
+
+def _key(record: dict[str, Any]) -> _Key | None:
+    if "block" in record:
+        return "block", 0, int(record["block"])
+    return ("level", int(record["volume"]), int(record["level"])) if "level" in record else None
+
+
+def _spread(run: OpenRun, blocks: BlockSequence, records: dict[_Key, dict[str, Any]]) -> None:
+    """Add the coarse levels that were made from damaged blocks or levels."""
+    finest: dict[int, int] = {}
+    for kind, volume, number in records:
+        of, level = (blocks.task(number).volume, 0) if kind == "block" else (volume, number)
+        finest[of] = min(finest.get(of, level), level)
+    for volume, number in run.journal.levels:
+        if number > finest.get(volume, number):
+            records.setdefault(("level", volume, number), {"volume": volume, "level": number})
+
+
+def _voxel_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in METADATA)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,266 @@
+"""What was written is known: damage to an output, its ledger or its overlap slabs is named, and `repair` makes it whole again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+import bigdeconv
+from bigdeconv import pipeline
+from bigdeconv.config import make_config
+from bigdeconv.errors import StoreError
+from bigdeconv.storage.ledger import ledger_path
+from bigdeconv.storage.seals import sealed_line, unsealed
+from tests import make
+
+pytestmark = [pytest.mark.cluster]
+
+SHAPE = (24, 48, 48)
+EMPTY = 11
+"""Block of a corner without light: it writes no shard."""
+
+
+def journal(output):
+    return ledger_path(output) / "journal.jsonl"
+
+
+def plan_file(output):
+    return ledger_path(output) / "plan.json"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cluster_address):
+    """A folder with a finished run of twelve blocks, overlaps between them, a level of its own pass, and an empty block."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = make.scene(*SHAPE)
+    data[14:, 20:, 10:] = 0
+    volume = make.volume(folder / "in.zarr", data, chunk=(8, 16, 16))
+    settings = {
+        "input": str(volume),
+        "output": str(folder / "out.zarr"),
+        "psf": str(make.psf_tiff(folder / "psf.tif")),
+        "scheduler": cluster_address,
+        **{
+            "method": "rl",
+            "iterations": 2,
+            "background": 20,
+            "intensity_scale": 100,
+            "output_scale": 8,
+            "seam_probes": 0,
+        },
+        **{"block_shape": (16, 16, 24), "chunks": (8, 8, 8), "shards": (16, 16, 24), "levels": 4, "device": "cpu"},
+    }
+    assert bigdeconv.run(make_config(settings)).complete
+    assert json.loads(plan_file(folder / "out.zarr").read_text())["facts"]["plans"][0]["blend"] != [0, 0, 0]
+    return folder
+
+
+@pytest.fixture
+def output(finished, tmp_path):
+    """The output of a copy of it, under the same path as seen from its ledger."""
+    for name in ("out.zarr", "out.zarr.bigdeconv"):
+        shutil.copytree(finished / name, tmp_path / name)
+    return tmp_path / "out.zarr"
+
+
+@pytest.fixture
+def interrupted(output):
+    """The same as the driver left it after five blocks: without slabs, as after a purge of the scratch folder."""
+    cut_to(output, 5)
+    return output
+
+
+def cut_to(output, n_blocks):
+    lines = journal(output).read_bytes().splitlines(keepends=True)
+    journal(output).write_bytes(b"".join(lines[:n_blocks]))
+
+
+def shards(output, level="0"):
+    return sorted(p for p in (output / level / "c").rglob("*") if p.is_file())
+
+
+def repair(output, cluster_address):
+    return pipeline.repair(output, scheduler=cluster_address)
+
+
+def resume(output, cluster_address, **options):
+    return pipeline.resume(output, scheduler=cluster_address, **options)
+
+
+def rewritten(output, edit):
+    """Edit the records of the journal, and seal them again."""
+    lines = journal(output).read_bytes().splitlines(keepends=True)
+    journal(output).write_bytes(b"".join(map(sealed_line, edit([unsealed(line) for line in lines]))))
+
+
+DAMAGE = {
+    "a shard of no bytes": lambda out: shards(out)[3].write_bytes(b""),
+    "a shard cut off": lambda out: shards(out)[3].write_bytes(shards(out)[3].read_bytes()[:-7]),
+    "a shard deleted": lambda out: shards(out)[3].unlink(),
+    "a bit of a shard": lambda out: make.flip(shards(out)[3]),
+    "two shards swapped": lambda out: swap(*shards(out)[3:5]),
+    "a shard of a coarse level": lambda out: shards(out, "1")[0].write_bytes(b""),
+    "a shard of the coarsest level": lambda out: make.flip(shards(out, "3")[0]),
+    "a shard of a block without light": lambda out: shutil.copy(shards(out)[0], shards(out)[0].parent / "17"),
+    "all shards": lambda out: [shutil.rmtree(out / level / "c") for level in "0123"],
+    "the metadata of an array": lambda out: (out / "1" / "zarr.json").unlink(),
+    "the metadata of the image": lambda out: (out / "zarr.json").write_text("{"),
+}
+
+
+def swap(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_of_a_finished_output_is_named_and_repaired_to_the_byte(finished, output, cluster_address, damage):
+    DAMAGE[damage](output)
+    assert pipeline.validate(output, deep=True)
+    summary = repair(output, cluster_address)
+    assert summary.complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+    assert pipeline.validate(output, deep=True) == []
+    assert pipeline.status(output)["state"] == "complete"
+
+
+def test_nothing_is_done_where_nothing_is_damaged(finished, output, cluster_address):
+    before = journal(output).read_bytes()
+    assert pipeline.validate(output, deep=True) == []
+    for _ in range(2):
+        assert repair(output, cluster_address).complete
+    assert journal(output).read_bytes() == before
+
+
+def test_only_what_is_damaged_is_written_again(output, cluster_address):
+    """The damaged shard's block, and the levels above it; its neighbours are solved for their slabs and not written."""
+    victim = shards(output)[3]
+    times = {path: path.stat().st_mtime_ns for level in "0123" for path in shards(output, level)}
+    make.flip(victim)
+    assert repair(output, cluster_address).complete
+    changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed & set(shards(output)) == {victim}
+
+
+@pytest.mark.parametrize("damage", ["a shard of no bytes", "a shard cut off", "a shard deleted", "all shards"])
+def test_resume_computes_again_what_is_missing(finished, output, cluster_address, damage):
+    DAMAGE[damage](output)
+    summary = resume(output, cluster_address)
+    assert summary.complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_resume_reads_contents_where_it_is_asked_to(finished, output, cluster_address):
+    make.flip(shards(output)[3])
+    resume(output, cluster_address)
+    assert make.snapshot(output) != make.snapshot(finished / "out.zarr")
+    assert resume(output, cluster_address, verify=True).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_a_run_that_has_lost_its_slabs_is_finished(finished, interrupted, cluster_address):
+    """The scratch folder was purged: the lower neighbours are solved again for their slabs."""
+    assert not (ledger_path(interrupted) / "scratch").exists()
+    assert resume(interrupted, cluster_address).complete
+    assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+@pytest.mark.parametrize("gone", [[2], [0, 4], [1, 3]])
+def test_a_run_whose_journal_lost_lines_is_finished(finished, interrupted, cluster_address, gone):
+    rewritten(interrupted, lambda records: [r for n, r in enumerate(records) if n not in gone])
+    assert resume(interrupted, cluster_address).complete
+    assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [lines[0], b'{"block": -1}\n', *lines[1:]],
+        lambda lines: [lines[0], lines[1].replace(b'"block": ', b'"block": 1'), *lines[2:]],
+        lambda lines: [lines[0], b"\xff\xfe\n", *lines[1:]],
+        lambda lines: [*lines, b'{"complete": true, "failed": 0}\n'],
+        lambda lines: [*lines, b"\x00" * 64 + b"\n"],
+        lambda lines: [b"5\n", *lines],
+    ],
+    ids=["a line by hand", "a changed line", "not UTF-8", "complete too early", "zeros", "a number"],
+)
+def test_a_damaged_journal_is_refused_and_repaired(finished, interrupted, cluster_address, damage):
+    lines = journal(interrupted).read_bytes().splitlines(keepends=True)
+    journal(interrupted).write_bytes(b"".join(damage(lines)))
+    with pytest.raises(StoreError, match="bigdeconv repair"):
+        resume(interrupted, cluster_address)
+    assert repair(interrupted, cluster_address).complete
+    assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "lock"])
+def test_a_missing_file_of_the_ledger_is_made_again(finished, interrupted, cluster_address, name):
+    (ledger_path(interrupted) / name).unlink()
+    assert repair(interrupted, cluster_address).complete
+    assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+@pytest.mark.parametrize("kind", ["a line twice", "a line of another kind"])
+def test_lines_that_say_nothing_new_do_no_harm(finished, interrupted, cluster_address, kind):
+    extra = {
+        "a line twice": lambda r: [*r, r[0]],
+        "a line of another kind": lambda r: [*r, {"note": "by a later version"}],
+    }
+    rewritten(interrupted, extra[kind])
+    assert resume(interrupted, cluster_address).complete
+    assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+@pytest.mark.parametrize(
+    "record", [{"block": -1}, {"block": 12}, {"block": "3"}, {"block": None}, {"level": 1}, {"complete": True}]
+)
+def test_a_record_that_cannot_be_is_refused(interrupted, cluster_address, record):
+    rewritten(interrupted, lambda records: [*records, record])
+    with pytest.raises(StoreError, match=r"the journal (names block|holds a record)"):
+        resume(interrupted, cluster_address)
+
+
+@pytest.mark.parametrize("edit", ["background", "output_scale", "halo", "iterations", "seal", "array", "deep", "empty"])
+def test_a_changed_plan_is_refused(interrupted, cluster_address, edit):
+    """Blocks of two kinds would meet in one volume."""
+    text = plan_file(interrupted).read_text()
+    if edit == "array":
+        make.flip(ledger_path(interrupted) / "arrays.safetensors")
+    elif edit in ("deep", "empty"):
+        plan_file(interrupted).write_text("[" * 100_000 if edit == "deep" else "")
+    elif edit == "seal":
+        plan_file(interrupted).write_text(re.sub(r',\s*"seal": "\w+"', "", text))
+    else:
+        changed, n = re.subn(rf'("{edit}": \[?\s*)(\d+)', lambda m: f"{m[1]}{int(m[2]) + 1}", text, count=1)
+        assert n == 1
+        plan_file(interrupted).write_text(changed)
+    before = make.snapshot(interrupted)
+    for command in (resume, repair):
+        with pytest.raises(StoreError, match=r"start the run again with --overwrite"):
+            command(interrupted, cluster_address)
+    assert make.snapshot(interrupted) == before
+
+
+def test_an_output_that_is_gone_is_not_begun_anew_without_being_asked(finished, output, cluster_address):
+    """It may lie on a disk that is not mounted."""
+    shutil.rmtree(output)
+    with pytest.raises(StoreError, match=r"is gone .* `bigdeconv repair`"):
+        resume(output, cluster_address)
+    assert repair(output, cluster_address).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_counts_are_those_of_one_computation(finished, output, cluster_address):
+    """Blocks that were computed twice count once."""
+    before = pipeline.report(output)["work"]
+    for path in shards(output)[2:5]:
+        path.unlink()
+    repair(output, cluster_address)
+    after = pipeline.report(output)["work"]
+    assert {k: v for k, v in after.items() if "seconds" not in k} == {
+        k: v for k, v in before.items() if "seconds" not in k
+    }
