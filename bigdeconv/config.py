@@ -166,6 +166,10 @@ class JobConfig(BaseModel):
         "Width of the PSF as a multiple of the given one; auto: from the data.",
         "Z,Y,X|auto",
     )
+    missing: Literal["fill", "error"] = _option(
+        "fill", "Workers", "Chunks that the input lacks: fill, as zarr has it, and reported; or an error.", "fill|error",
+        decides=False,
+    )  # fmt: skip
     strict: bool = _option(
         False, "Workers", "Stop before the first block where the data do not fit the PSF.", decides=False
     )

@@ -22,7 +22,7 @@ from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyra
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.jobs.facts import JobPlan
-from bigdeconv.jobs.integrity import Damage, forget, mend_journal, open_checked, restore_metadata
+from bigdeconv.jobs.integrity import Damage, forget, mend_journal, open_checked, read_too_early, restore_metadata
 from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests, tune_job
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
@@ -57,6 +57,7 @@ __all__ = [
     "ledger_path",
     "plan",
     "plan_values",
+    "repair",
     "report",
     "resume",
     "run",
@@ -66,6 +67,8 @@ __all__ = [
     "validate",
 ]
 LOGGER = logging.getLogger(__name__)
+MAX_ROUNDS = 3
+"""Times that blocks are computed again because files of the input appeared that were absent before."""
 NO_OUTPUT = "unwritten.zarr"
 """Output of a plan for which none is given."""
 
@@ -408,6 +411,7 @@ def _continue(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; bring it back, or compute everything again "
             "with `bigdeconv repair`."
         )
+    damage = damage or read_too_early(opened)
     if opened.journal.complete and not damage:
         return _complete_summary(opened)
     preconditions.require_same_numbers(opened.record)
@@ -448,10 +452,7 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
     facts = opened.record.facts
     with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
         if damage:
-            events.warned(damage.text)
-            for problem in damage.problems:
-                LOGGER.warning("%s", problem)
-            forget(opened, damage)
+            _forget(opened, damage, events)
         if opened.journal.complete:  # by another driver, since the run was opened
             return _complete_summary(opened)
         LOGGER.info(
@@ -477,6 +478,11 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
             events.connected(connection.dashboard)
             events.phase("blocks")
             progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
+            for _ in range(MAX_ROUNDS):
+                if progress.blocks_finished < progress.blocks_total or not (late := read_too_early(opened)):
+                    break
+                _forget(opened, late, events)
+                progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
             if progress.blocks_finished == progress.blocks_total:
                 progress.errors += _finish_levels(connection, recipes, opened, events)
             summary = summarise(opened, progress)
@@ -492,6 +498,14 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
             opened.append({**closing, "seconds": summary.seconds})
         LOGGER.info("%d of %d blocks done, %d failed", summary.blocks_done, summary.blocks_total, summary.blocks_failed)
     return summary
+
+
+def _forget(opened: OpenRun, damage: Damage, events: Events) -> None:
+    """Say what is damaged, and have it computed again."""
+    events.warned(damage.text)
+    for problem in damage.problems:
+        LOGGER.warning("%s", problem)
+    forget(opened, damage)
 
 
 def _finish_levels(connection: Connection, recipes: tuple[Recipe, ...], opened: OpenRun, events: Events) -> list[str]:

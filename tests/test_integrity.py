@@ -264,3 +264,91 @@ def test_counts_are_those_of_one_computation(finished, output, cluster_address):
     assert {k: v for k, v in after.items() if "seconds" not in k} == {
         k: v for k, v in before.items() if "seconds" not in k
     }
+
+
+class TestAbsentInput:
+    """By zarr's convention an absent chunk is fill; a broken mount looks the same."""
+
+    CHUNK = "0/c/1/1/1"
+
+    @pytest.fixture
+    def job(self, tmp_path, cluster_address):
+        volume = make.volume(tmp_path / "in.zarr", make.scene(*SHAPE), chunk=(8, 16, 16))
+        return {
+            "input": str(volume),
+            "output": str(tmp_path / "out.zarr"),
+            "psf": str(make.psf_tiff(tmp_path / "psf.tif")),
+            "scheduler": cluster_address,
+            **{"method": "rl", "iterations": 2, "background": 20, "intensity_scale": 100, "output_scale": 8},
+            **{"block_shape": (16, 16, 24), "chunks": (8, 8, 8), "levels": 3, "device": "cpu", "seam_probes": 0},
+        }
+
+    def test_it_is_counted_and_said(self, job, tmp_path):
+        (tmp_path / "in.zarr" / self.CHUNK).unlink()
+        summary = bigdeconv.run(**job)
+        assert summary.complete
+        (sentence,) = [w for w in summary.warnings if "absent" in w]
+        assert sentence.startswith("1 of 27 files of ")
+        assert self.CHUNK in sentence
+        assert pipeline.report(job["output"])["absent_input_files"] == 1
+
+    def test_a_whole_input_says_nothing(self, job):
+        summary = bigdeconv.run(**job)
+        assert not any("absent" in w for w in summary.warnings)
+        assert pipeline.report(job["output"])["absent_input_files"] == 0
+
+    def test_a_sparse_volume_is_no_cause_for_a_warning(self, job, tmp_path):
+        for path in sorted((tmp_path / "in.zarr" / "0" / "c").rglob("*")):
+            if path.is_file() and not str(path).endswith("/c/1/1/1"):
+                path.unlink()
+        summary = bigdeconv.run(**job)
+        assert summary.complete
+        assert not any("absent" in w for w in summary.warnings)
+        assert pipeline.report(job["output"])["absent_input_files"] == 26
+
+    def test_it_can_be_refused(self, job, tmp_path):
+        (tmp_path / "in.zarr" / self.CHUNK).unlink()
+        summary = bigdeconv.run(**job, missing="error")
+        assert not summary.complete
+        assert all(re.search(r"0/c/1/1/1 of .* is absent; restore it", error) for error in summary.errors)
+
+    def test_a_chunk_of_no_bytes_is_an_error(self, job, tmp_path):
+        (tmp_path / "in.zarr" / self.CHUNK).write_bytes(b"")
+        with pytest.raises(StoreError, match="cannot read array"):
+            bigdeconv.run(**job)
+
+    def test_a_shard_of_no_bytes_is_an_error(self, job, tmp_path):
+        """zarr reads it as fill."""
+        shutil.rmtree(tmp_path / "in.zarr")
+        make.volume(tmp_path / "in.zarr", make.scene(*SHAPE), chunk=(8, 8, 8), shard=(8, 16, 16))
+        (tmp_path / "in.zarr" / self.CHUNK).write_bytes(b"")
+        summary = bigdeconv.run(**job)
+        assert not summary.complete
+        assert any("0/c/1/1/1' has no bytes" in error for error in summary.errors)
+
+    @pytest.mark.parametrize("when", ["in the run", "after the run"])
+    def test_what_comes_back_is_read_again(self, job, tmp_path, when):
+        """The result is that of a whole input, to the byte."""
+        bigdeconv.run(**{**job, "output": str(tmp_path / "whole.zarr")})
+        chunk, away = tmp_path / "in.zarr" / self.CHUNK, tmp_path / "away"
+        chunk.rename(away)
+
+        def back(*_):
+            if when == "in the run" and away.exists():
+                away.rename(chunk)
+
+        seen = []
+
+        def progressed(progress):
+            if progress.blocks_finished == progress.blocks_total:
+                back()
+
+        assert bigdeconv.run(**job, events=pipeline.Events(progressed=progressed, warned=seen.append)).complete
+        if when == "after the run":
+            away.rename(chunk)
+            assert repair(tmp_path / "out.zarr", job["scheduler"]).complete
+        else:
+            assert any("was absent, and is there now" in text for text in seen)
+        for level in "012":
+            assert make.snapshot(tmp_path / "out.zarr" / level) == make.snapshot(tmp_path / "whole.zarr" / level)
+        assert pipeline.report(job["output"])["absent_input_files"] == 0

@@ -6,6 +6,7 @@ lower neighbours in, one write of whole shards per level.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdeconv.errors import BigdeconvError
+from bigdeconv.errors import BigdeconvError, InvalidInputError
 from bigdeconv.geometry import Box, Triple, triple
 from bigdeconv.numerics import blending
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
 from bigdeconv.numerics.restoration import make_prior, restore
+from bigdeconv.storage.absent import absent_files, name_of
 from bigdeconv.storage.arrays import files_of_region, read_box, read_region, write_region
 from bigdeconv.storage.overlaps import read_overlap, write_overlap
 
@@ -131,6 +133,7 @@ def restore_window(
     with _WINDOWS, ExitStack() as turn:
         laps = _Laps(stats)
         counts = _counts(recipe, timepoint, channel, window)
+        stats |= _absent(recipe, timepoint, channel, window, counts)
         laps.end("read")
         if data_mask.fill is not None and all((view == data_mask.fill).all() for view in counts):
             n = len(counts) * owned.size
@@ -158,6 +161,21 @@ def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> np.nda
     """Return the counts of a data window, ``v z y x``."""
     counts = read_box(recipe.volume, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
     return counts if recipe.view_axis else counts[None]
+
+
+def _absent(recipe: Recipe, timepoint: int, channel: int, window: Box, counts: np.ndarray) -> dict[str, Any]:
+    """Return the files of the input that are absent from a window, as a statistic; none is looked for where nothing is fill."""
+    info = recipe.volume
+    fill = info.fill_value
+    if not (np.isnan(counts) if math.isnan(fill) else counts == fill).any():
+        return {}
+    found = absent_files(info, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
+    if found and recipe.refuses_absent:
+        raise InvalidInputError(
+            f"input: {name_of(info, found[0][0])} of {info.location} is absent; restore it, or let absent chunks be fill with "
+            "--missing fill."
+        )
+    return {"absent": found} if found else {}
 
 
 def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:

@@ -58,5 +58,7 @@ class Recipe:
     keep_bits: int | None
     scratch: str
     """Folder of the overlap slabs."""
+    refuses_absent: bool
+    """Whether a chunk that is absent from the input is an error."""
     threads: int | None
     """Threads per block; None for a fair share of the worker's host."""

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from bigdeconv.storage.seals import FileMark
 
 LOGGER = logging.getLogger(__name__)
-RETRIES = 1
-"""Repetitions of a task that raised an error, perhaps on another worker; `tasks` itself repeats after pauses."""
 LOST_AFTER_SECONDS = 120
 """Time without workers after which a cluster counts as lost."""
 POLL_SECONDS = 5.0
@@ -227,9 +225,7 @@ class _Window:
     def submit(
         self, tag: int, function: Callable[..., Any], *arguments: Any, key: str, priority: int = 0
     ) -> Future[Any]:
-        future = self._client.submit(
-            function, *arguments, key=key, pure=False, retries=RETRIES, priority=priority
-        )  # fmt: skip
+        future = self._client.submit(function, *arguments, key=key, pure=False, priority=priority)
         future.add_done_callback(lambda f: self._done.put((tag, f)))
         self.pending += 1
         return future

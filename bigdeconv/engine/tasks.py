@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,19 +26,34 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {}
 
 PAUSES_SECONDS = (0.5, 2.0, 8.0)
 """Pauses before a task is tried again that could not read or write: a mount that comes back needs a moment."""
+IMPATIENT_SECONDS = 60.0
+"""Time after a failure in spite of all pauses in which only the first is made: a store that is broken is not waited for at every
+block."""
+
 T = TypeVar("T")
 
 
 def _patiently(work: Callable[[], T]) -> T:
     """Return the result of some work, tried again after pauses where the store fails."""
-    for pause in PAUSES_SECONDS:
+    is_impatient = time.monotonic() - _Failures.latest < IMPATIENT_SECONDS
+    for pause in (*PAUSES_SECONDS[: 1 if is_impatient else None], None):
         try:
             return work()
         except OSError as error:
             if isinstance(error, DamagedOverlapError) or is_disk_full(error):
                 raise
+            if pause is None:
+                _Failures.latest = time.monotonic()
+                raise
             time.sleep(pause)
-    return work()
+    raise AssertionError("the last attempt returns or raises")
+
+
+class _Failures:
+    """Failures of the store on this worker."""
+
+    latest = -math.inf
+    """Time of the latest that all pauses did not mend."""
 
 
 def solve(token: str, task: BlockTask) -> block.Solved:

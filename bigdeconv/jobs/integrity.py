@@ -10,7 +10,9 @@ from uuid import uuid4
 
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.numerics.blending import DIRECTIONS
 from bigdeconv.planning.blocks import BlockSequence
+from bigdeconv.storage import absent
 from bigdeconv.storage.collection import create_outputs
 from bigdeconv.storage.ledger import Ledger
 from bigdeconv.storage.seals import FileMark
@@ -49,7 +51,7 @@ class Damage:
         parts += [f"{n_levels} coarse levels"] if n_levels else []
         first = f" ({self.problems[0]}{', …' if len(self.problems) > 1 else ''})" if self.problems else ""
         again = f"{' and '.join(parts)} are computed again" if parts else "they are removed"
-        return f"The output is not as it was written{first}: {again}."
+        return f"Not everything is as it was{first}: {again}."
 
 
 def open_checked(output: str | Path, *, reads: bool) -> tuple[OpenRun, Damage]:
@@ -126,6 +128,54 @@ def forget(run: OpenRun, damage: Damage) -> None:
             (folder / name).unlink(missing_ok=True)
     for path in damage.foreign:
         path.unlink(missing_ok=True)
+
+
+def read_too_early(run: OpenRun) -> Damage:
+    """Return the blocks that read files of the input as fill which are there now, and the neighbours that took in their slabs."""
+    volumes = run.record.facts.volumes
+    blocks = BlockSequence(run.record.facts.plans)
+    wanted: set[int] = set()
+    problems: list[str] = []
+    for v, ranges in absent_by_volume(run).items():
+        numbers = absent.numbers_in(ranges)
+        there = absent.are_there(volumes[v], numbers)
+        appeared = {number for number, found in zip(numbers, there, strict=True) if found}
+        problems += [
+            f"{absent.name_of(volumes[v], n)} of the input was absent, and is there now" for n in sorted(appeared)
+        ]
+        if not appeared:
+            continue
+        for index, read in run.journal.absent.items():
+            if blocks.task(index).volume == v and not appeared.isdisjoint(absent.numbers_in(read)):
+                wanted |= {index, *_upper_neighbours(run, blocks, index)}
+    records: dict[_Key, dict[str, Any]] = {}
+    if wanted:
+        for record, _ in run.ledger.records():
+            if record.get("block") in wanted:
+                records["block", 0, record["block"]] = record
+            elif "forgotten" in record and (key := _key(record["forgotten"])) is not None:
+                records.pop(key, None)
+        _spread(run, blocks, records)
+    return Damage(records, problems, [])
+
+
+def absent_by_volume(run: OpenRun) -> dict[int, list[absent.Range]]:
+    """Return the files of the input that were absent when they were read, by the number of the volume."""
+    blocks = BlockSequence(run.record.facts.plans)
+    found: dict[int, set[int]] = {}
+    for index, ranges in run.journal.absent.items():
+        found.setdefault(blocks.task(index).volume, set()).update(absent.numbers_in(ranges))
+    return {v: absent.as_ranges(numbers) for v, numbers in found.items()}
+
+
+def _upper_neighbours(run: OpenRun, blocks: BlockSequence, index: int) -> Iterator[int]:
+    task = blocks.task(index)
+    plan = run.record.facts.plans[task.volume]
+    if plan.has_overlaps:
+        for direction in DIRECTIONS:
+            neighbour = plan.neighbour(task, direction)
+            if neighbour is not None and run.journal.finished[neighbour]:
+                yield neighbour
 
 
 def mend_journal(output: Path) -> int:

@@ -146,6 +146,7 @@ class OpenRun:
             keep_bits=facts.config.keep_bits,
             # A folder of this very run: a task that outlived the driver of another one writes elsewhere.
             scratch=str(self.ledger.path / "scratch" / self.record.digest),
+            refuses_absent=facts.config.missing == "error",
             threads=threads,
         )
         members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bigdeconv.jobs.integrity import absent_by_volume
+from bigdeconv.storage.absent import n_files, name_of
+
 if TYPE_CHECKING:
     from bigdeconv.engine.schedule import Progress
     from bigdeconv.jobs.open_run import OpenRun
 
+MAX_ABSENT_SHARE = 0.5
+"""Share of the files of an input up to which absent ones are odd."""
 MAX_NEGATIVE_SHARE = 0.01
 """Share of voxels below the camera offset above which a warning is given."""
 
@@ -49,6 +54,20 @@ def status_of(run: OpenRun) -> dict[str, Any]:
     }
 
 
+def _absent_warnings(run: OpenRun) -> list[str]:
+    """Say which files of the input were read as fill, where most are there: a sparse volume lacks most of them."""
+    found = []
+    for v, ranges in absent_by_volume(run).items():
+        info = run.record.facts.volumes[v]
+        missing, total = sum(stop - start for start, stop in ranges), n_files(info)
+        if missing <= MAX_ABSENT_SHARE * total:
+            found.append(
+                f"{missing} of {total} files of {info.location} are absent, and were read as fill, as zarr has it (the first is "
+                f"{name_of(info, ranges[0][0])}). If that is not meant, restore them and continue with `bigdeconv repair`."
+            )
+    return found
+
+
 def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
     """Return the summary of a run, with warnings that follow from its voxel counts.
 
@@ -64,6 +83,7 @@ def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
         warnings.append(
             f"{counts['clipped']} voxels were brighter than uint16 can store and are clipped; lower --output-scale."
         )
+    warnings += _absent_warnings(run)
     share = counts.get("negative", 0) / max(voxels["voxels"], 1)
     if share > MAX_NEGATIVE_SHARE and not any("camera offset" in w for w in warnings):
         warnings.append(f"{100 * share:.1f} % of the voxels lie below the camera offset; check --camera-offset.")

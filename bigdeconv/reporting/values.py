@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bigdeconv.jobs.integrity import absent_by_volume
 from bigdeconv.jobs.output_metadata import attributes_of
 from bigdeconv.reporting import certificate
 from bigdeconv.reporting.status import status_of
@@ -38,6 +39,7 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
         "warnings": [*run.record.warnings, *errors, *certificate.warnings(seams)],
         "seams": seams,
         "work": _work_values(run.journal),
+        "absent_input_files": sum(b - a for ranges in absent_by_volume(run).values() for a, b in ranges),
         "plan": _plan_values(run.record.facts),
         "channels": {number: _channel_values(values) for number, values in attributes["channels"].items()},
         "settings": {k: v for k, v in attributes["settings"].items() if v is not None},

@@ -63,8 +63,8 @@ def read_box(
     StoreError
         If the array is missing, differs from its description, or holds a chunk that cannot be read.
     """
-    index = _box_index(info, box, timepoint, channel, view_axis)
-    array = _open_described(info)
+    index = index_of_box(info, box, timepoint, channel, view_axis)
+    array = open_described(info)
     with reported("read", info.location, info.array_path):
         data = np.asarray(array[index])
     kept = [name for name, item in zip(info.axes, index, strict=True) if isinstance(item, slice)]
@@ -181,7 +181,7 @@ def sweep_partial(path: Path) -> int:
     return removed
 
 
-def _box_index(
+def index_of_box(
     info: VolumeInfo, box: Box, timepoint: int, channel: int | None, view_axis: str | None
 ) -> tuple[int | slice, ...]:
     """Return the index of a box in stored axis order."""
@@ -239,7 +239,7 @@ def _checked_index(
     return tuple(plain), tuple(region)
 
 
-def _open_described(info: VolumeInfo) -> zarr.Array[Any]:
+def open_described(info: VolumeInfo) -> zarr.Array[Any]:
     """Return the array that ``info`` describes, opened again if the cached one differs."""
     for attempt in range(2):
         array = _open_cached(info.location, info.array_path, writable=False)

@@ -358,6 +358,8 @@ class JournalSummary:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     wall_seconds: float = 0.0
     """Of all drivers together."""
+    absent: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
+    """Ranges of files of the input that were absent, by the index of the block that read them as fill."""
     complete: bool = False
     """Whether a driver has closed the run with nothing left to do."""
     closed: bool = False
@@ -396,6 +398,8 @@ class JournalSummary:
         if self.finished[index]:
             return
         self.finished[index] = 1
+        if "absent" in record:
+            self.absent[index] = {(int(start), int(stop)) for start, stop in record["absent"]}
         self.blocks_finished += 1
         self._count(record, 1)
         for name in SECONDS:
@@ -410,6 +414,7 @@ class JournalSummary:
         index = self._index(record)
         if self.finished[index]:
             self.finished[index] = 0
+            self.absent.pop(index, None)
             self.blocks_finished -= 1
             self._count(record, -1)
 
