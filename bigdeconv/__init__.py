@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bigdeconv.pipeline import JobPlan as JobPlan
     from bigdeconv.pipeline import RunSummary as RunSummary
     from bigdeconv.pipeline import plan as plan
+    from bigdeconv.pipeline import repair as repair
     from bigdeconv.pipeline import report as report
     from bigdeconv.pipeline import resume as resume
     from bigdeconv.pipeline import run as run
@@ -70,6 +71,7 @@ _HOMES = {
     "plan": "pipeline",
     "prepare_psf": "psf",
     "report": "pipeline",
+    "repair": "pipeline",
     "resume": "pipeline",
     "run": "pipeline",
     "run_demo": "demo",
@@ -99,6 +101,7 @@ __all__ = [
     "plan",
     "prepare_psf",
     "psf",
+    "repair",
     "report",
     "resume",
     "run",

@@ -169,7 +169,8 @@ def test_a_server_of_another_kind_is_no_scheduler(monkeypatch):
         server.wait()
 
 
-def test_nobody_listens():
+def test_nobody_listens(monkeypatch):
+    monkeypatch.setattr(address, "JOIN_SECONDS", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ClusterLostError):
@@ -210,7 +211,8 @@ def test_only_those_with_its_certificate_reach_a_cluster_of_our_own():
                 Client(spoken, security=others, timeout=3, set_as_default=False)
 
 
-def test_secrets_in_addresses_are_not_shown():
+def test_secrets_in_addresses_are_not_shown(monkeypatch):
+    monkeypatch.setattr(address, "JOIN_SECONDS", 3.0)
     with pytest.raises(ClusterLostError) as found:
         address.join("tcp://user:hunter2@127.0.0.1:1?token=hunter2")
     assert "hunter2" not in str(found.value)

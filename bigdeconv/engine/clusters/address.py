@@ -12,7 +12,7 @@ from distributed.core import rpc
 from bigdeconv.errors import ClusterLostError
 from bigdeconv.storage.locations import masked
 
-JOIN_SECONDS = 60.0
+JOIN_SECONDS = 30.0
 """Patience with a scheduler that accepts a connection and says nothing."""
 
 
