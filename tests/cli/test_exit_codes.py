@@ -54,8 +54,7 @@ def test_every_kind_of_error_has_its_exit_code(command, error, code, as_json, mo
 def test_a_scheduler_that_does_not_answer_is_exit_5_and_costs_nothing(as_json, source, finished, tmp_path, monkeypatch):
     from bigdeconv.engine.clusters import address
 
-    client = address.Client
-    monkeypatch.setattr(address, "Client", lambda *a, **k: client(*a, **(k | {"timeout": 0.5})))
+    monkeypatch.setattr(address, "JOIN_SECONDS", 0.5)
     output = make.copied(finished, tmp_path)
     with make.unchanged(tmp_path):
         for place, *flags in ([tmp_path / "new.zarr"], [output, "--overwrite"]):
