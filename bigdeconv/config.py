@@ -166,6 +166,7 @@ class JobConfig(BaseModel):
         "Width of the PSF as a multiple of the given one; auto: from the data.",
         "Z,Y,X|auto",
     )
+    require_tls: bool = _option(False, "Workers", "Refuse a cluster that speaks without TLS.", decides=False)
     missing: Literal["fill", "error"] = _option(
         "fill", "Workers", "Chunks that the input lacks: fill, as zarr has it, and reported; or an error.", "fill|error",
         decides=False,

@@ -439,6 +439,8 @@ def _worker_device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
 def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) -> Iterator[Connection]:
     """Connect to a cluster whose workers have the memory and the device of the plan."""
     with connect(scheduler, facts.resources) as connection:
+        for warning in preconditions.require_tls(connection.address, wanted=facts.config.require_tls):
+            events.warned(warning)
         preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)
         if not connection.is_local or facts.settings.device == "cuda":
             for warning in preconditions.require_device(cuda_devices(connection), facts.settings.device):

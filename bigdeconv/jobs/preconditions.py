@@ -160,6 +160,32 @@ def require_same_numbers(record: RunRecord) -> None:
                 )
 
 
+def require_tls(address: str, *, wanted: bool) -> list[str]:
+    """Return a warning about a cluster that speaks in the open, or refuse it.
+
+    Parameters
+    ----------
+    address : str
+        Of the scheduler.
+    wanted : bool
+        Whether the user demands TLS.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is demanded, and the address is of another protocol.
+    """
+    if not address.startswith("tcp://"):
+        return []
+    sentence = (
+        "The cluster speaks without TLS: whoever reaches its ports can read what it sends, and run code as you. Start scheduler "
+        "and workers with --protocol tls and certificates, and set DASK_DISTRIBUTED__COMM__TLS__* for this command."
+    )
+    if wanted:
+        raise InvalidInputError(f"require_tls: {sentence}")
+    return [sentence]
+
+
 def require_memory(limits_bytes: list[int], needed_bytes: int) -> None:
     """Refuse a cluster with a worker whose memory limit is less than a block needs.
 

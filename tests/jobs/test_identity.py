@@ -58,6 +58,7 @@ NOT_DECIDING = {
         "it decides blocks only where none are given, and the plan is stored: a run goes on with its own",
     ),
     "seam_probes": (3, "they are solved after the run and change nothing of it"),
+    "require_tls": (True, "it refuses a cluster, or changes nothing"),
     "missing": ("error", "it stops blocks, or changes nothing"),
     "strict": (True, "it stops a run before its first block, or changes nothing"),
     "workers": (3, "any number of workers gives the same bytes"),

@@ -58,6 +58,11 @@ class Connection:
     replace_dead_workers: Callable[[], None] = lambda: None
     """Starts workers in place of own ones that died for good; others are left to those who started them."""
 
+    @property
+    def address(self) -> str:
+        """Address of the scheduler."""
+        return str(self.client.scheduler_info(n_workers=0)["address"])
+
 
 @contextmanager
 def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]:
