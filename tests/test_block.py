@@ -160,4 +160,4 @@ def test_a_window_of_fill_costs_no_more_than_its_reading(tmp_path, monkeypatch):
     solved = block.solve_block(recipe, first)
     assert solved.core is None
     assert solved.stats.pop("read_seconds") >= 0
-    assert solved.stats == {"voxels": expected.voxels, "fill": expected.fill, "skipped": True}
+    assert solved.stats == {"voxels": expected.voxels, "fill": expected.fill, "skipped": True, "absent": [(0, 2)]}

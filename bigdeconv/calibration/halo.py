@@ -20,7 +20,7 @@ from bigdeconv.errors import BudgetError, InvalidInputError
 from bigdeconv.geometry import Box, triple, zyx_text
 from bigdeconv.numerics.restoration import cpu_threads, make_prior, restore
 from bigdeconv.planning import planner
-from bigdeconv.planning.seam_error import SAFETY, EdgeErrorProfile, worst
+from bigdeconv.planning.seam_error import LEARNED_SAFETY, SAFETY, EdgeErrorProfile, worst
 from bigdeconv.storage.cache import cached
 
 if TYPE_CHECKING:
@@ -120,7 +120,12 @@ def calibrate(
         "tolerance": tolerance,
     }
     digest = hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:24]
-    return cached(f"halo-{digest}", lambda: asdict(measure(psf, settings, model, axis, tolerance)), _parsed)
+    profile = cached(f"halo-{digest}", lambda: asdict(measure(psf, settings, model, axis, tolerance)), _parsed)
+    return replace(profile, safety=_safety(settings))
+
+
+def _safety(settings: CalibratedSettings) -> float:
+    return LEARNED_SAFETY if settings.method == "garl" and settings.update == "convergent" else SAFETY
 
 
 def _parsed(curves: dict[str, Any]) -> EdgeErrorProfile:
@@ -143,7 +148,7 @@ def measure(
         # Several threads gain little on so small slabs, and lose much beside other work.
         with cpu_threads(1):
             profile = _cut(psf, settings, prior, axis, round(half * longer))
-        if profile.floor <= tolerance / (SAFETY * _MARGIN) or profile.floor > 0.5 * previous:
+        if profile.floor <= tolerance / (_safety(settings) * _MARGIN) or profile.floor > 0.5 * previous:
             break
         previous = profile.floor
     return profile

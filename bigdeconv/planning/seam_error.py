@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SAFETY = 3.0
 """A halo is chosen for the tolerance divided by this.  It is calibrated on synthetic slabs and with a nominal τ, while other data
 and their τ gave errors of up to four times the predicted ones."""
+LEARNED_SAFETY = 8.0
+"""The same with the learned prior: its steps follow the last move, and meshes gave seven times the predicted errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class EdgeErrorProfile:
     """Of a window whose data end at its upper face."""
     ends_below: tuple[float, ...]
     """Of a window whose data start at its lower face."""
+    safety: float = SAFETY
+    """Ratio of the tolerance to the error that a halo is chosen for."""
 
     @property
     def floor(self) -> float:
@@ -88,19 +92,23 @@ def pooled_error(profile: EdgeErrorProfile, reaches: Iterable[tuple[int | None, 
 
 @lru_cache(maxsize=4096)
 def min_halo(profile: EdgeErrorProfile, blend: int, tolerance: float) -> int:
-    """Return the smallest halo that keeps the error below the tolerance, with `SAFETY`.
+    """Return the smallest halo that keeps the error below the tolerance, with the profile's safety.
 
     If no halo does, it is the one beyond which a larger halo hardly helps.
     """
     longest = max(len(profile.ends_above), len(profile.ends_below))
-    wanted = max(tolerance / SAFETY, 1.1 * profile.floor)
+    wanted = max(tolerance / profile.safety, 1.1 * profile.floor)
     return next((h for h in range(longest) if seam_error(profile, h, h + 2 * blend, blend) <= wanted), longest)
 
 
 def worst(edge_profiles: Iterable[EdgeErrorProfile]) -> EdgeErrorProfile:
     """Return the largest error of several problems at each distance."""
     several = list(edge_profiles)
-    return EdgeErrorProfile(_envelope([d.ends_above for d in several]), _envelope([d.ends_below for d in several]))
+    return EdgeErrorProfile(
+        _envelope([d.ends_above for d in several]),
+        _envelope([d.ends_below for d in several]),
+        max(d.safety for d in several),
+    )
 
 
 def _envelope(curves: list[tuple[float, ...]]) -> tuple[float, ...]:

@@ -42,7 +42,8 @@ class Stage:
         monkeypatch.setattr(
             block, "read_overlap", lambda _, n, *__: self._step("overlap", n, np.ones((1, 1, 1), np.float32))
         )
-        monkeypatch.setattr(block, "_write_levels", lambda _, task, __: self._step("write", task.index, None))
+        monkeypatch.setattr(block, "_write_levels", lambda _, task, __: self._step("write", task.index, []))
+        monkeypatch.setattr(block, "_absent", lambda *_: {})
 
     def hold(self, step, n):
         """Hold up a step until the event that is returned is set."""
