@@ -24,14 +24,14 @@ class DiskFullError(StoreError):
 
 
 class DamagedOverlapError(StoreError):
-    """An overlap slab that is missing or not as its block left it; the block can be solved again for it."""
+    """Overlap slabs that are missing or not as their blocks left them; the blocks can be solved again for them."""
 
-    def __init__(self, message: str, block: int) -> None:
+    def __init__(self, message: str, blocks: tuple[int, ...]) -> None:
         super().__init__(message)
-        self.block = block
+        self.blocks = blocks
 
-    def __reduce__(self) -> tuple[type[DamagedOverlapError], tuple[str, int]]:
-        return type(self), (str(self), self.block)
+    def __reduce__(self) -> tuple[type[DamagedOverlapError], tuple[str, tuple[int, ...]]]:
+        return type(self), (str(self), self.blocks)
 
 
 class OutputExistsError(StoreError, FileExistsError):

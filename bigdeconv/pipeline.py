@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -291,7 +291,13 @@ def resume(
     with _stopping_on_termination():
         path = preconditions.local_output(str(output))
         preconditions.require_idle(path)
-        return _continue(*open_checked(path, reads=verify), events or Events(), scheduler=scheduler)
+        events = events or Events()
+        opened, damage = open_checked(path, reads=verify)
+        if damage.foreign:
+            events.warned(
+                f"{damage.problems[-1]}, as {len(damage.foreign)} files are; `bigdeconv repair` removes them."
+            )
+        return _continue(opened, replace(damage, foreign=[]), events, scheduler=scheduler)
 
 
 def repair(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:
@@ -411,9 +417,14 @@ def _continue(
             f"output: {str(output)!r} is gone though its ledger has finished blocks; bring it back, or compute everything again "
             "with `bigdeconv repair`."
         )
-    damage = damage or read_too_early(opened)
-    if opened.journal.complete and not damage:
-        return _complete_summary(opened)
+    damage = damage.and_(read_too_early(opened))
+    if opened.journal.complete and not damage.records:
+        if damage:
+            with opened.writing():
+                _forget(opened, damage, events)
+        summary = _complete_summary(opened)
+        summary.errors += validate(output)
+        return summary
     preconditions.require_same_numbers(opened.record)
     with _checked_connection(scheduler, facts, events) as connection:
         return _execute(opened, events, connection, damage)
@@ -455,6 +466,7 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
     with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
         if damage:
             _forget(opened, damage, events)
+            restore_metadata(opened)
         if opened.journal.complete:  # by another driver, since the run was opened
             return _complete_summary(opened)
         LOGGER.info(
@@ -484,6 +496,7 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
                 if progress.blocks_finished < progress.blocks_total or not (late := read_too_early(opened)):
                     break
                 _forget(opened, late, events)
+                opened.ledger.drop_scratch()  # slabs may come from the same fill
                 progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
             if progress.blocks_finished == progress.blocks_total:
                 progress.errors += _finish_levels(connection, recipes, opened, events)

@@ -19,8 +19,6 @@ from tests import make
 pytestmark = [pytest.mark.cluster]
 
 SHAPE = (24, 48, 48)
-EMPTY = 11
-"""Block of a corner without light: it writes no shard."""
 
 
 def journal(output):
@@ -104,11 +102,19 @@ DAMAGE = {
     "two shards swapped": lambda out: swap(*shards(out)[3:5]),
     "a shard of a coarse level": lambda out: shards(out, "1")[0].write_bytes(b""),
     "a shard of the coarsest level": lambda out: make.flip(shards(out, "3")[0]),
-    "a shard of a block without light": lambda out: shutil.copy(shards(out)[0], shards(out)[0].parent / "17"),
+    "a shard of a block without light": lambda out: shutil.copy(shards(out)[0], unwritten(out)),
     "all shards": lambda out: [shutil.rmtree(out / level / "c") for level in "0123"],
     "the metadata of an array": lambda out: (out / "1" / "zarr.json").unlink(),
     "the metadata of the image": lambda out: (out / "zarr.json").write_text("{"),
 }
+
+
+def unwritten(output):
+    """Return the place of a shard that the run did not write."""
+    places = (output / "0" / "c" / str(z) / str(y) / str(x) for z in range(2) for y in range(3) for x in range(2))
+    place = next(path for path in places if not path.exists())
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def swap(one, other):
@@ -126,6 +132,92 @@ def test_damage_of_a_finished_output_is_named_and_repaired_to_the_byte(finished,
     assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
     assert pipeline.validate(output, deep=True) == []
     assert pipeline.status(output)["state"] == "complete"
+
+
+def edited(path, edit):
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda out: (out / "0" / "zarr.json").write_text("{}"),
+        lambda out: edited(out / "1" / "zarr.json", lambda v: v.update(fill_value=7)),
+        lambda out: edited(out / "zarr.json", lambda v: v["attributes"]["ome"].pop("multiscales")),
+        lambda out: [(out / "0" / "zarr.json").unlink(), (out / "0" / "zarr.json").mkdir()],
+        lambda out: replaced_by_a_folder(shards(out)[3]),
+        lambda out: shutil.rmtree(out / "2"),
+    ],
+    ids=[
+        "no array",
+        "another fill value",
+        "no multiscales",
+        "a folder for metadata",
+        "a folder for a shard",
+        "no level",
+    ],
+)
+def test_metadata_that_describe_other_arrays_are_made_again(finished, output, cluster_address, damage):
+    damage(output)
+    assert repair(output, cluster_address).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def replaced_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def test_resume_makes_a_level_again_that_is_gone(finished, output, cluster_address):
+    shutil.rmtree(output / "2")
+    assert resume(output, cluster_address).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_files_of_others_in_the_output_stay(output, cluster_address):
+    """Labels lie inside an image by its format, and users add notes and attributes."""
+    label = output / "labels" / "cells" / "0" / "c" / "0" / "0"
+    label.parent.mkdir(parents=True)
+    label.write_text("a label")
+    (output / "README.md").write_text("notes")
+    (output / "0" / "notes.txt").write_text("more notes")
+    edited(output / "zarr.json", lambda v: v["attributes"].update(mine={"stain": "DAPI"}))
+    before = make.snapshot(output)
+    assert pipeline.validate(output, deep=True) == []
+    assert repair(output, cluster_address).complete
+    assert resume(output, cluster_address, verify=True).complete
+    assert make.snapshot(output) == before
+
+
+def test_only_repair_removes_chunks_that_nobody_wrote(finished, output, cluster_address):
+    DAMAGE["a shard of a block without light"](output)
+    before, seen = make.snapshot(output), []
+    resume(output, cluster_address, verify=True, events=pipeline.Events(warned=seen.append))
+    assert any("bigdeconv repair" in text for text in seen)
+    assert make.snapshot(output) == before
+    repair(output, cluster_address)
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_a_finished_journal_that_lost_any_line_is_made_whole(finished, output, cluster_address):
+    """A later line that says `complete` does not make up for it, and no file is taken for nobody's."""
+    whole = journal(output).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for n in range(0, len(lines), 3 if len(lines) > 12 else 1):
+        journal(output).write_bytes(b"".join([*lines[:n], lines[n].replace(b": ", b":  ", 1), *lines[n + 1 :]]))
+        summary = repair(output, cluster_address)
+        assert summary.complete
+        assert summary.blocks_done == summary.blocks_total
+        assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
+
+
+def test_a_finished_journal_without_a_line_is_not_complete(finished, output, cluster_address):
+    rewritten(output, lambda records: [r for r in records if r.get("block") != 3])
+    assert pipeline.status(output)["state"] != "complete"
+    assert resume(output, cluster_address).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
 
 
 def test_nothing_is_done_where_nothing_is_damaged(finished, output, cluster_address):
@@ -167,6 +259,19 @@ def test_a_run_that_has_lost_its_slabs_is_finished(finished, interrupted, cluste
     assert not (ledger_path(interrupted) / "scratch").exists()
     assert resume(interrupted, cluster_address).complete
     assert make.snapshot(interrupted) == make.snapshot(finished / "out.zarr")
+
+
+def test_slabs_that_are_all_damaged_are_all_made_again(finished, output, cluster_address):
+    """As a power failure leaves them: present, and without bytes."""
+    cut_to(output, 11)
+    stored = json.loads(plan_file(output).read_text())
+    folder = ledger_path(output) / "scratch" / stored["digest"] / "000000"
+    folder.mkdir(parents=True)
+    for block in range(12):
+        for direction in ("001", "010", "011", "100", "101", "110", "111"):
+            (folder / f"{block}-{direction}.slab").touch()
+    assert resume(output, cluster_address).complete
+    assert make.snapshot(output) == make.snapshot(finished / "out.zarr")
 
 
 @pytest.mark.parametrize("gone", [[2], [0, 4], [1, 3]])
@@ -325,6 +430,32 @@ class TestAbsentInput:
         summary = bigdeconv.run(**job)
         assert not summary.complete
         assert any("0/c/1/1/1' has no bytes" in error for error in summary.errors)
+
+    def test_a_neighbour_that_is_solved_again_notes_what_it_lacks(self, job, tmp_path):
+        """Its slab goes into a block whose own window may not touch the absent file."""
+        bigdeconv.run(**job)
+        out, whole = tmp_path / "out.zarr", make.snapshot(tmp_path / "out.zarr")
+        lines = [line for line in journal(out).read_bytes().splitlines(keepends=True) if "block" in unsealed(line)]
+        last = max(lines, key=lambda line: unsealed(line)["block"])
+        journal(out).write_bytes(b"".join(line for line in lines if line != last))
+        away = tmp_path / "away"
+        (tmp_path / "in.zarr" / "0" / "c").rename(away)
+        shutil.copytree(away, tmp_path / "in.zarr" / "0" / "c")
+        for path in (tmp_path / "in.zarr" / "0" / "c" / "0").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        resume(out, job["scheduler"])
+        assert pipeline.report(out)["absent_input_files"] > 0
+        shutil.rmtree(tmp_path / "in.zarr" / "0" / "c")
+        away.rename(tmp_path / "in.zarr" / "0" / "c")
+        assert repair(out, job["scheduler"]).complete
+        assert make.snapshot(out) == whole
+
+    def test_a_finished_run_does_not_need_its_input(self, job, tmp_path):
+        (tmp_path / "in.zarr" / self.CHUNK).unlink()
+        assert bigdeconv.run(**job).complete
+        (tmp_path / "in.zarr").rename(tmp_path / "archived.zarr")
+        assert resume(tmp_path / "out.zarr", job["scheduler"]).complete
 
     @pytest.mark.parametrize("when", ["in the run", "after the run"])
     def test_what_comes_back_is_read_again(self, job, tmp_path, when):

@@ -317,8 +317,8 @@ class TestOverlaps:
         file.write_bytes(damage(file.read_bytes()))
         with pytest.raises(DamagedOverlapError, match="5-100") as found:
             read_overlap(tmp_path, 5, (1, 0, 0))
-        assert found.value.block == 5
-        assert pickle.loads(pickle.dumps(found.value)).block == 5
+        assert found.value.blocks == (5,)
+        assert pickle.loads(pickle.dumps(found.value)).blocks == (5,)
         assert not has_overlap(tmp_path, 5, (1, 0, 0))
 
     def test_no_half_written_slab_is_ever_read(self, tmp_path, monkeypatch):

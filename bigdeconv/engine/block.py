@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdeconv.errors import BigdeconvError, InvalidInputError
+from bigdeconv.errors import BigdeconvError, DamagedOverlapError, InvalidInputError
 from bigdeconv.geometry import Box, Triple, triple
 from bigdeconv.numerics import blending
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
 from bigdeconv.numerics.restoration import make_prior, restore
-from bigdeconv.storage.absent import absent_files, name_of
+from bigdeconv.storage.absent import absent_files, as_ranges, name_of, numbers_in
 from bigdeconv.storage.arrays import files_of_region, read_box, read_region, write_region
-from bigdeconv.storage.overlaps import read_overlap, write_overlap
+from bigdeconv.storage.overlaps import absent_from_overlap, read_overlap, write_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bigdeconv.numerics.priors.protocol import Prior
     from bigdeconv.planning.blocks import BlockTask
     from bigdeconv.planning.levels import Level
+    from bigdeconv.storage.absent import Range
     from bigdeconv.storage.seals import FileMark
 
 PYRAMID_SLAB = 32
@@ -65,12 +66,12 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     estimate, voxel_weights, stats = restore_window(recipe, task.timepoint, task.channel, task.read, task.core)
     del voxel_weights  # makes room for those of the next block
     if estimate is None:
-        _write_empty_overlaps(recipe, task)
+        _write_empty_overlaps(recipe, task, stats.get("absent", ()))
         return Solved(None, stats)
     laps = _Laps(stats)
     kept = kept_voxels(estimate, task, recipe.plan.blend)
     for direction, box in blending.overlap_boxes(kept.shape, task.core.shape):
-        write_overlap(recipe.scratch, task.index, direction, kept[box.slices])
+        write_overlap(recipe.scratch, task.index, direction, kept[box.slices], stats.get("absent", ()))
     core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
     laps.end("blend")
     return Solved(core, stats)
@@ -197,7 +198,7 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[
     with _WRITER:
         stats = dict(solved.stats)
         laps = _Laps(stats)
-        incoming = {d: read_overlap(recipe.scratch, index, d) for d, index in overlaps.items()}
+        incoming = _incoming(recipe.scratch, overlaps, stats)
         core = np.zeros(task.core.shape, np.float32) if solved.core is None else solved.core.copy()
         blending.merge_(core, incoming)
         stats["max"] = round(float(core.max()), 4)
@@ -210,6 +211,32 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[
             files = _write_levels(recipe, task, stored)
         laps.end("write")
         return {"block": task.index, **stats, "files": files} | ({"clipped": clipped} if clipped else {})
+
+
+def _incoming(scratch: str, overlaps: dict[Triple, int], stats: dict[str, Any]) -> dict[Triple, np.ndarray]:
+    """Return the slabs of the lower neighbours, and note the absent files of the input that they come from.
+
+    Raises
+    ------
+    DamagedOverlapError
+        If some are missing or damaged: with all their blocks.
+    """
+    slabs: dict[Triple, np.ndarray] = {}
+    damaged: list[DamagedOverlapError] = []
+    absent = list(stats.get("absent", ()))
+    for direction, index in overlaps.items():
+        try:
+            slabs[direction] = read_overlap(scratch, index, direction)
+        except DamagedOverlapError as error:
+            damaged.append(error)
+        else:
+            absent += absent_from_overlap(scratch, index, direction)
+    if damaged:
+        blocks = dict.fromkeys(block for error in damaged for block in error.blocks)
+        raise DamagedOverlapError("; ".join(map(str, damaged)), tuple(blocks))
+    if absent:
+        stats["absent"] = as_ranges(numbers_in(absent))
+    return slabs
 
 
 def to_stored(core: np.ndarray, dtype: np.dtype, output_scale: float, keep_bits: int | None) -> tuple[np.ndarray, int]:
@@ -278,10 +305,10 @@ def read_stored(recipe: Recipe, level: int, timepoint: int, channel: int, box: B
     return _read(recipe, level, plan.timepoints.index(timepoint), plan.channels.index(channel), box)
 
 
-def _write_empty_overlaps(recipe: Recipe, task: BlockTask) -> None:
+def _write_empty_overlaps(recipe: Recipe, task: BlockTask, absent: Sequence[Range]) -> None:
     """Write an empty slab for each upper neighbour: nothing is added there."""
     for direction, _ in blending.overlap_boxes(task.keep.shape, task.core.shape):
-        write_overlap(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32))
+        write_overlap(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32), absent)
 
 
 def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> list[FileMark]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections import Counter
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 LOST_AFTER_SECONDS = 120
 """Time without workers after which a cluster counts as lost."""
+_NUMBERS = count()
+"""Of tasks of this process."""
+LOOK_SECONDS = 30.0
+"""Patience with a scheduler that is asked for its workers."""
 POLL_SECONDS = 5.0
 """Interval at which the workers are looked at while nothing ends."""
 LOST_POLL_SECONDS = 0.5
@@ -126,7 +131,7 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
     def receive() -> None:
         ended = window.next()
         if ended.error is None:
-            files.extend(ended.result())
+            files.extend(ended.value)
         else:
             errors.append(_failure(f"level {level}, part {ended.tag}", ended))
 
@@ -156,7 +161,7 @@ def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tu
     while window.pending:
         ended = window.next()
         if ended.error is None:
-            measured[ended.tag] = ended.result()
+            measured[ended.tag] = ended.value
         else:
             errors.append(_failure(f"seam probe {ended.tag}", ended))
     return [measured[number] for number in sorted(measured)], errors
@@ -184,24 +189,13 @@ class _ResultLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """A task that has ended: with an error, or with a result that may still be fetched."""
+    """A task that has ended."""
 
     tag: int
-    future: Future[Any]
+    key: object
+    value: Any
+    """Its result, where that was wanted."""
     error: BaseException | None
-
-    def result(self) -> Any:
-        """Return the result.
-
-        Raises
-        ------
-        ClusterLostError
-            If nobody has it any more.
-        """
-        try:
-            return self.future.result(timeout=ANSWER_SECONDS)
-        except (OSError, CancelledError) as error:
-            raise ClusterLostError("cluster: the connection broke; continue with `bigdeconv resume`.") from error
 
 
 class _Window:
@@ -216,6 +210,9 @@ class _Window:
         """Times that a result was lost, by key."""
         self._lost: list[tuple[int, Future[Any]]] = []
         """Tasks whose results were lost, and are computed again."""
+        self._staying: set[Any] = set()
+        """Keys of tasks whose results are not fetched."""
+        self._looked = time.monotonic()
         self.pending = 0
 
     @property
@@ -223,9 +220,21 @@ class _Window:
         return self.pending >= self._size
 
     def submit(
-        self, tag: int, function: Callable[..., Any], *arguments: Any, key: str, priority: int = 0
+        self,
+        tag: int,
+        function: Callable[..., Any],
+        *arguments: Any,
+        key: str,
+        priority: int = 0,
+        stays: bool = False,
     ) -> Future[Any]:
-        future = self._client.submit(function, *arguments, key=key, pure=False, priority=priority)
+        """Submit a task; its result stays on its worker, or is fetched when it ends."""
+        # A number of its own: under a key that Dask has not forgotten yet it would return the old result.
+        future = self._client.submit(
+            function, *arguments, key=f"{key}-{next(_NUMBERS)}", pure=False, priority=priority
+        )  # fmt: skip
+        if stays:
+            self._staying.add(future.key)
         future.add_done_callback(lambda f: self._done.put((tag, f)))
         self.pending += 1
         return future
@@ -243,8 +252,11 @@ class _Window:
         """
         while True:
             tag, future = self._next_done()
+            value = None
             try:
                 error = _error_of(future)
+                if error is None and future.key not in self._staying:
+                    value = _result_of(future)
             except _ResultLostError:
                 self._losses[future.key] += 1
                 LOGGER.warning("the result of %s was lost with its worker; it is computed again", future.key)
@@ -253,30 +265,51 @@ class _Window:
                     continue
                 error = ClusterLostError(f"its result was lost with its worker {MAX_LOSSES} times")
             self._losses.pop(future.key, None)
+            self._staying.discard(future.key)
             self.pending -= 1
-            return _Ended(tag, future, error)
+            return _Ended(tag, future.key, value, error)
 
     def _next_done(self) -> tuple[int, Future[Any]]:
-        waited = 0.0
+        alive = time.monotonic()
         while True:
             # Dask's callbacks do not tell of the second end of a task.
             for n, (_, future) in enumerate(self._lost):
                 if future.status not in ("lost", "pending"):
                     return self._lost.pop(n)
-            patience = LOST_POLL_SECONDS if self._lost else POLL_SECONDS
-            try:
-                return self._done.get(timeout=patience)
-            except queue.Empty:
+            if time.monotonic() - self._looked > POLL_SECONDS:
                 self._connection.replace_dead_workers()
-                waited = 0.0 if self._has_workers() else waited + patience
-                if waited >= LOST_AFTER_SECONDS:
+                self._looked = time.monotonic()
+            try:
+                return self._done.get(timeout=LOST_POLL_SECONDS if self._lost else POLL_SECONDS)
+            except queue.Empty:
+                if self._has_workers():
+                    alive = time.monotonic()
+                elif time.monotonic() - alive >= LOST_AFTER_SECONDS:
                     raise ClusterLostError("cluster: all workers are gone; continue with `bigdeconv resume`.") from None
 
     def _has_workers(self) -> bool:
+        """Ask the scheduler; one that does not answer has none."""
+        if self._client.status != "running" or (scheduler := self._client.scheduler) is None:
+            return False
         try:
-            return self._client.status == "running" and bool(self._client.scheduler_info(n_workers=1)["workers"])
+            found = self._client.sync(scheduler.identity, n_workers=1, callback_timeout=LOOK_SECONDS)
         except (OSError, TimeoutError):
             return False
+        return bool(found["workers"])
+
+
+def _result_of(future: Future[Any]) -> Any:
+    """Return the result of a task that has ended well.
+
+    Raises
+    ------
+    _ResultLostError
+        If nobody has it any more.
+    """
+    try:
+        return future.result(timeout=ANSWER_SECONDS)
+    except Exception as error:  # of the connection, or of the task that was computed again meanwhile
+        raise _ResultLostError(future.key) from error
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:
@@ -328,7 +361,6 @@ class _BlockRun:
         """Finished blocks that are solved again, for slabs that were lost."""
         self._damaged: Counter[int] = Counter()
         """Merges of a block that met a damaged slab."""
-        self._n_again = count()
         self._is_disk_full = False
         """No block is begun any more."""
         self._n_outside = 0 if outside is None else int(outside.sum())
@@ -360,7 +392,7 @@ class _BlockRun:
 
     def _receive(self, ended: _Ended) -> None:
         index = ended.tag
-        if index in self._again and ended.future.key == self._again[index].key:
+        if index in self._again and ended.key == self._again[index].key:
             del self._again[index]
             self._receive_solved(ended, self._sequence.task(index))
         elif index in self._merging:
@@ -381,12 +413,13 @@ class _BlockRun:
 
     def _receive_merged(self, ended: _Ended, task: BlockTask, solved: Future[Any]) -> None:
         if ended.error is None:
-            self._finish(task, ended.result())
+            self._finish(task, ended.value)
         elif isinstance(ended.error, DamagedOverlapError) and self._damaged[task.index] < MAX_DAMAGED_OVERLAPS:
             LOGGER.warning("block %d: %s; its block is solved again", task.index, ended.error)
             self._damaged[task.index] += 1
             self._solved[task.index] = (task, solved)
-            self._solve_again(ended.error.block)
+            for index in ended.error.blocks:
+                self._solve_again(index)
         else:
             self._fail(task, ended)
 
@@ -397,18 +430,20 @@ class _BlockRun:
                 self._scratch, index, direction
             ):
                 self._solve_again(index)
-        self._solved[task.index] = (task, self._solve(task, f"solve-{self._token}-{task.index}"))
+        self._solved[task.index] = (task, self._solve(task))
 
     def _solve_again(self, index: int) -> None:
         """Solve a block for its overlap slabs alone."""
         if index not in self._again:
             self._state[index] &= ~SOLVED
-            key = f"solve-{self._token}-{index}-again-{next(self._n_again)}"
-            self._again[index] = self._solve(self._sequence.task(index), key)
+            self._again[index] = self._solve(self._sequence.task(index))
 
-    def _solve(self, task: BlockTask, key: str) -> Future[Any]:
+    def _solve(self, task: BlockTask) -> Future[Any]:
+        key = f"solve-{self._token}-{task.index}"
         # Earlier blocks first: others then wait for their overlap slabs for a short time only.
-        return self._window.submit(task.index, tasks.solve, self._token, task, key=key, priority=-task.index)
+        return self._window.submit(
+            task.index, tasks.solve, self._token, task, key=key, priority=-task.index, stays=True
+        )
 
     def _merge_if_ready(self, index: int) -> None:
         if index not in self._solved or not self._state[index] & SOLVED:
@@ -423,7 +458,7 @@ class _BlockRun:
             del self._solved[index]
 
     def _submit_merge(self, task: BlockTask, solved: Future[Any], overlaps: dict[Triple, int]) -> None:
-        key = f"merge-{self._token}-{task.index}" + (f"-{n}" if (n := self._damaged[task.index]) else "")
+        key = f"merge-{self._token}-{task.index}"
         self._window.submit(
             task.index, tasks.merge, self._token, task, solved, overlaps, key=key, priority=self._sequence.n_blocks
         )

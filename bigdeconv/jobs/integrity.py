@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from bigdeconv.errors import StoreError
+from bigdeconv.geometry import ceil_div
+from bigdeconv.jobs import record as records
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.numerics.blending import DIRECTIONS
@@ -15,14 +20,28 @@ from bigdeconv.planning.blocks import BlockSequence
 from bigdeconv.storage import absent
 from bigdeconv.storage.collection import create_outputs
 from bigdeconv.storage.ledger import Ledger
+from bigdeconv.storage.locations import reported
 from bigdeconv.storage.seals import FileMark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
-"""Names of files that hold no voxels."""
+    from bigdeconv.storage.output import OutputSpec
+
+LOGGER = logging.getLogger(__name__)
+ARRAY_KEYS = (
+    "node_type",
+    "shape",
+    "data_type",
+    "dtype",
+    "fill_value",
+    "chunk_grid",
+    "chunks",
+    "chunk_key_encoding",
+    "order",
+)
+"""What decides where the voxels of an array lie and what absent ones are, in both formats."""
 
 _Key = tuple[str, int, int]
 """``("block", 0, index)`` or ``("level", volume, number)``."""
@@ -41,6 +60,10 @@ class Damage:
 
     def __bool__(self) -> bool:
         return bool(self.records or self.foreign)
+
+    def and_(self, other: Damage) -> Damage:
+        """Return both together."""
+        return Damage(other.records | self.records, self.problems + other.problems, self.foreign + other.foreign)
 
     @property
     def text(self) -> str:
@@ -112,7 +135,8 @@ class _Check:
         foreign: list[Path] = []
         if self._reads and self._run.state == "complete":
             written = {path for paths in self._written.values() for path in paths}
-            foreign = [path for folder in self._folders for path in _voxel_files(folder) if path not in written]
+            for folder, spec in zip(self._folders, output_specs(self._run.record), strict=True):
+                foreign += [path for path in _chunk_files(folder, spec) if path not in written]
             problems += [f"{path.relative_to(self._run.output)} is no file of this run" for path in foreign]
         return Damage(records, problems, foreign)
 
@@ -125,9 +149,9 @@ def forget(run: OpenRun, damage: Damage) -> None:
         run.append({"forgotten": record})
         folder = folders[blocks.task(number).volume if kind == "block" else volume]
         for name, *_ in record.get("files", ()):
-            (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
     for path in damage.foreign:
-        path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def read_too_early(run: OpenRun) -> Damage:
@@ -138,7 +162,11 @@ def read_too_early(run: OpenRun) -> Damage:
     problems: list[str] = []
     for v, ranges in absent_by_volume(run).items():
         numbers = absent.numbers_in(ranges)
-        there = absent.are_there(volumes[v], numbers)
+        try:
+            there = absent.are_there(volumes[v], numbers)
+        except StoreError as error:  # an input that was archived, or is away just now
+            LOGGER.warning("absent files of the input could not be looked for again: %s", error)
+            continue
         appeared = {number for number, found in zip(numbers, there, strict=True) if found}
         problems += [
             f"{absent.name_of(volumes[v], n)} of the input was absent, and is there now" for n in sorted(appeared)
@@ -181,30 +209,65 @@ def _upper_neighbours(run: OpenRun, blocks: BlockSequence, index: int) -> Iterat
 def mend_journal(output: Path) -> int:
     """Remove damaged lines from the journal of an output; return how many there were."""
     ledger = Ledger.open(output)
-    ledger.require_sound(ledger.plan())
-    for name in ("journal.jsonl", "lock"):
-        (ledger.path / name).touch()
+    records.load(ledger)  # refuses a plan that has changed, or is of another schema
+    with reported("write", str(ledger.path)):
+        for name in ("journal.jsonl", "lock"):
+            (ledger.path / name).touch()
     with ledger.writing():
         return ledger.mend_journal()
 
 
 def restore_metadata(run: OpenRun) -> list[str]:
-    """Make metadata files of the output again that are missing or no JSON; return their names."""
+    """Make metadata of the output again that are missing, no JSON, or describe other arrays; return the names of the files.
+
+    Others stay as they are, with what a user may have changed in them.
+    """
     if not run.output.exists():
         return []
     model = run.output.with_name(f".{run.output.name}.{uuid4().hex[:12]}.metadata")
     try:
         create_outputs(model, run.record.facts.images, output_specs(run.record))
         mended = []
-        for source in sorted(model.rglob("*")):
-            name = source.relative_to(model)
-            if source.is_file() and not _is_json(run.output / name):
-                (run.output / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, run.output / name)
-                mended.append(str(name))
+        with reported("restore metadata of", str(run.output)):
+            for source in sorted(path for path in model.rglob("*") if path.is_file()):
+                name = source.relative_to(model)
+                if not _describes(_json_of(run.output / name), json.loads(source.read_text())):
+                    _remove(run.output / name)
+                    (run.output / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, run.output / name)
+                    mended.append(str(name))
         return mended
     finally:
         shutil.rmtree(model, ignore_errors=True)
+
+
+def _describes(found: Any, model: dict[str, Any]) -> bool:
+    """Tell whether a metadata file describes the same arrays, or the same images, as the one that was written."""
+    if not isinstance(found, dict) or any(found.get(name) != model.get(name) for name in ARRAY_KEYS):
+        return False
+    owner, wanted = (part.get("attributes", part) for part in (found, model))
+    for keys in (("ome", "multiscales"), ("ome", "plate"), ("ome", "well"), ("multiscales",), ("plate",), ("well",)):
+        if (value := _at(wanted, keys)) is not None and _layout(_at(owner, keys)) != _layout(value):
+            return False
+    return True
+
+
+def _at(values: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _layout(described: Any) -> Any:
+    """Return which arrays and axes the metadata of an image name: a registration may have edited transformations since."""
+    if not isinstance(described, list):
+        return type(described)
+    return [[_names(image, "axes", "name"), _names(image, "datasets", "path")] for image in described]
+
+
+def _names(owner: Any, key: str, inner: str) -> list[Any] | None:
+    entries = owner.get(key) if isinstance(owner, dict) else None
+    return [e.get(inner) if isinstance(e, dict) else None for e in entries] if isinstance(entries, list) else None
 
 
 def _key(record: dict[str, Any]) -> _Key | None:
@@ -224,13 +287,31 @@ def _spread(run: OpenRun, blocks: BlockSequence, records: dict[_Key, dict[str, A
             records.setdefault(("level", volume, number), {"volume": volume, "level": number})
 
 
-def _voxel_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in METADATA)
+def _chunk_files(folder: Path, spec: OutputSpec) -> Iterator[Path]:
+    """Yield the files that hold chunks of the output's arrays; whatever else lies in it belongs to others, labels for example."""
+    for n, level in enumerate(spec.levels):
+        grid = [
+            ceil_div(size, part) for size, part in zip(level.shape, level.shard_shape or level.chunk_shape, strict=True)
+        ]
+        root = folder / str(n)
+        for path in sorted(root.rglob("*")):
+            place = re.split(r"[/.]", path.relative_to(root).as_posix().removeprefix("c/"))
+            is_key = len(place) == len(grid) and all(part.isdecimal() for part in place)
+            if is_key and path.is_file() and all(int(part) < size for part, size in zip(place, grid, strict=True)):
+                yield path
 
 
-def _is_json(path: Path) -> bool:
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder that stands in its place."""
+    with reported("remove", str(path)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _json_of(path: Path) -> Any:
     try:
-        json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
-        return False
-    return True
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bigdeconv.errors import StoreError
 from bigdeconv.jobs.integrity import absent_by_volume
 from bigdeconv.storage.absent import n_files, name_of
 
@@ -61,9 +62,13 @@ def _absent_warnings(run: OpenRun) -> list[str]:
         info = run.record.facts.volumes[v]
         missing, total = sum(stop - start for start, stop in ranges), n_files(info)
         if missing <= MAX_ABSENT_SHARE * total:
+            try:
+                first = name_of(info, ranges[0][0])
+            except StoreError:  # an input that was archived
+                first = f"number {ranges[0][0]}"
             found.append(
                 f"{missing} of {total} files of {info.location} are absent, and were read as fill, as zarr has it (the first is "
-                f"{name_of(info, ranges[0][0])}). If that is not meant, restore them and continue with `bigdeconv repair`."
+                f"{first}). If that is not meant, restore them and continue with `bigdeconv repair`."
             )
     return found
 

@@ -36,6 +36,7 @@ from safetensors.numpy import load_file, save_file
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.storage import weights
 from bigdeconv.storage.atomic import new_folder, replaced_file
+from bigdeconv.storage.locations import reported
 from bigdeconv.storage.seals import checksum_of, seal_of, sealed_line, unsealed
 
 if TYPE_CHECKING:
@@ -247,20 +248,23 @@ class Ledger:
     def mend_journal(self) -> int:
         """Rewrite the journal without its damaged lines, alone; return how many there were.
 
-        Blocks that they named count as unfinished.
+        Blocks and levels that they named count as unfinished, and so does the run: its closing lines go too.
         """
         path = self.path / "journal.jsonl"
+        kept: list[bytes] = []
         damaged = 0
-        with replaced_file(path, sync=True) as building, building.open("wb") as mended:
-            if path.exists():
-                with path.open("rb") as file:
-                    for line in file:
-                        try:
-                            unsealed(line)
-                        except (ValueError, RecursionError):
-                            damaged += 1
-                        else:
-                            mended.write(line)
+        with reported("mend", str(path)):
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    is_closing = "complete" in unsealed(line)
+                except (ValueError, RecursionError):
+                    damaged += 1
+                    continue
+                if not is_closing:
+                    kept.append(line)
+            if damaged:
+                with replaced_file(path, sync=True) as building:
+                    building.write_bytes(b"".join(kept))
         return damaged
 
     @contextmanager
@@ -282,7 +286,8 @@ class Ledger:
         except OSError as error:
             raise StoreError(f"output: the lock {lock.lock_file!r} cannot be taken ({error}).") from error
         with held:
-            self._cut_torn_line()
+            with reported("open", str(self.path / "journal.jsonl")):
+                self._cut_torn_line()
             try:
                 with (self.path / "journal.jsonl").open("ab") as self._journal:
                     yield
@@ -314,9 +319,10 @@ class Ledger:
         """Append one record to the journal and sync it to disk; return the bytes that were written."""
         assert self._journal is not None, "append outside of `with ledger.writing()`"
         line = sealed_line(record)
-        self._journal.write(line)
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with reported("write", self._journal.name):
+            self._journal.write(line)
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
         return len(line)
 
     def drop_scratch(self) -> None:
@@ -385,8 +391,9 @@ class JournalSummary:
             elif "forgotten" in record:
                 self._forget(record["forgotten"])
             elif "complete" in record:
-                self.complete, self.blocks_failed = bool(record["complete"]), int(record["failed"])
-                self.closed = True
+                # A block whose line was lost is missing, whatever a later line says.
+                self.complete = bool(record["complete"]) and self.blocks_finished == self.n_blocks
+                self.blocks_failed, self.closed = int(record["failed"]), True
                 self.wall_seconds += record.get("seconds", 0.0)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"output: the journal holds a record that is none ({error}); {_ANEW}.") from error

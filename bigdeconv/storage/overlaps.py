@@ -17,12 +17,17 @@ from bigdeconv.errors import DamagedOverlapError
 from bigdeconv.storage.atomic import replaced_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bigdeconv.geometry import Triple
 
-MAX_HEADER_BYTES = 4096
+MAX_HEADER_BYTES = 2**22
+"""Length of a header that is a line of JSON in any case: a window reads thousands of files at most."""
 
 
-def write_overlap(scratch: str | Path, block: int, direction: Triple, slab: np.ndarray) -> None:
+def write_overlap(
+    scratch: str | Path, block: int, direction: Triple, slab: np.ndarray, absent: Sequence[Sequence[int]] = ()
+) -> None:
     """Write the slab that a block leaves for its neighbour in a direction.
 
     Parameters
@@ -35,11 +40,13 @@ def write_overlap(scratch: str | Path, block: int, direction: Triple, slab: np.n
         0 or 1 per axis.
     slab : ndarray, ``z y x``
         float32; an empty one for a block without data.
+    absent : sequence of (int, int)
+        Ranges of files of the input that were read as fill for it.
     """
     path = _path(scratch, block, direction)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.ascontiguousarray(slab, dtype="<f4").tobytes()
-    header = json.dumps(_header(block, direction, slab.shape, values)).encode() + b"\n"
+    header = json.dumps(_header(block, direction, slab.shape, values, absent)).encode() + b"\n"
     with replaced_file(path, sync=True) as building, building.open("wb") as file:
         file.write(header)
         file.write(values)
@@ -60,16 +67,22 @@ def read_overlap(scratch: str | Path, block: int, direction: Triple) -> np.ndarr
             values = file.read()
         shape = tuple(header["shape"])
         slab = np.frombuffer(values, "<f4").reshape(shape)
-        is_sound = header == _header(block, direction, shape, values)
+        is_sound = header == _header(block, direction, shape, values, header["absent"])
     except FileNotFoundError as error:
-        raise DamagedOverlapError(f"the overlap slab {path.name} is missing", block) from error
+        raise DamagedOverlapError(f"the overlap slab {path.name} is missing", (block,)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         path.unlink(missing_ok=True)
-        raise DamagedOverlapError(f"the overlap slab {path.name} was damaged ({error})", block) from error
+        raise DamagedOverlapError(f"the overlap slab {path.name} was damaged ({error})", (block,)) from error
     if not is_sound:
         path.unlink(missing_ok=True)
-        raise DamagedOverlapError(f"the overlap slab {path.name} does not match its checksum", block)
+        raise DamagedOverlapError(f"the overlap slab {path.name} does not match its checksum", (block,))
     return slab
+
+
+def absent_from_overlap(scratch: str | Path, block: int, direction: Triple) -> list[tuple[int, int]]:
+    """Return the ranges of files of the input that were read as fill for a slab, which `read_overlap` has found sound."""
+    with _path(scratch, block, direction).open("rb") as file:
+        return [(int(start), int(stop)) for start, stop in json.loads(file.readline())["absent"]]
 
 
 def has_overlap(scratch: str | Path, block: int, direction: Triple) -> bool:
@@ -82,8 +95,10 @@ def drop_overlap(scratch: str | Path, block: int, direction: Triple) -> None:
     _path(scratch, block, direction).unlink(missing_ok=True)
 
 
-def _header(block: int, direction: Triple, shape: tuple[int, ...], values: bytes) -> dict[str, Any]:
-    header = {"block": block, "direction": list(direction), "shape": list(shape)}
+def _header(
+    block: int, direction: Triple, shape: tuple[int, ...], values: bytes, absent: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    header = {"block": block, "direction": list(direction), "shape": list(shape), "absent": [list(r) for r in absent]}
     return {**header, "checksum": google_crc32c.extend(google_crc32c.value(json.dumps(header).encode()), values)}
 
 

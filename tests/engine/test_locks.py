@@ -44,6 +44,7 @@ class Stage:
         )
         monkeypatch.setattr(block, "_write_levels", lambda _, task, __: self._step("write", task.index, []))
         monkeypatch.setattr(block, "_absent", lambda *_: {})
+        monkeypatch.setattr(block, "absent_from_overlap", lambda *_: [])
 
     def hold(self, step, n):
         """Hold up a step until the event that is returned is set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -216,3 +217,30 @@ def test_secrets_in_addresses_are_not_shown(monkeypatch):
     with pytest.raises(ClusterLostError) as found:
         address.join("tcp://user:hunter2@127.0.0.1:1?token=hunter2")
     assert "hunter2" not in str(found.value)
+
+
+def test_a_cluster_is_joined_from_within_an_event_loop(cluster_address):
+    """A notebook runs in one."""
+
+    async def cell():
+        address.join(cluster_address).close()
+
+    asyncio.run(cell())
+
+
+def test_a_scheduler_that_stops_answering_is_given_up(monkeypatch, cluster_address):
+    monkeypatch.setattr(schedule, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(schedule, "LOST_AFTER_SECONDS", 3.0)
+    with Client(cluster_address, set_as_default=False) as client:
+        window = schedule._Window(SimpleNamespace(client=client, replace_dead_workers=lambda: None), 1)
+
+        async def never(**_):
+            await asyncio.sleep(600)
+
+        monkeypatch.setattr(client, "scheduler", SimpleNamespace(identity=never))
+        started = time.monotonic()
+        with pytest.raises(ClusterLostError, match="all workers are gone"):
+            window.next()
+        assert time.monotonic() - started < seconds(30)
+        monkeypatch.undo()

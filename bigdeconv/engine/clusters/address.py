@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distributed import Client, Security
@@ -32,7 +33,8 @@ def join(scheduler: str) -> Client:
     client = None
     try:
         address = scheduler if "://" in scheduler else _address_in(Path(scheduler))
-        asyncio.run(_greet(address))
+        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own in this one
+            thread.submit(asyncio.run, _greet(address)).result()
         client = Client(address, set_as_default=False, timeout=30)
         client.wait_for_workers(1, timeout=60)
     # A server of another kind may send what Dask takes for the length of a message.

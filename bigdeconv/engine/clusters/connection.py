@@ -61,7 +61,7 @@ class Connection:
     @property
     def address(self) -> str:
         """Address of the scheduler."""
-        return str(self.client.scheduler_info(n_workers=0)["address"])
+        return str(getattr(self.client.scheduler, "address", ""))
 
 
 @contextmanager

@@ -51,6 +51,11 @@ def replace_dead_workers(cluster: SpecCluster) -> None:
     A worker that dies later is started again by its nanny.  The number of replacements is bounded: where every worker dies, the
     run ends.
     """
+    cluster.sync(_replace_dead_workers, cluster)
+
+
+async def _replace_dead_workers(cluster: SpecCluster) -> None:
+    """Do that in the loop of the cluster, which changes the same tables."""
     dead = [
         name
         for name, nanny in cluster.workers.items()
