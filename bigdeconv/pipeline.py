@@ -297,7 +297,7 @@ def resume(
             events.warned(
                 f"{damage.problems[-1]}, as {len(damage.foreign)} files are; `bigdeconv repair` removes them."
             )
-        return _continue(opened, replace(damage, foreign=[]), events, scheduler=scheduler)
+        return _continue(opened, replace(damage, foreign=()), events, scheduler=scheduler)
 
 
 def repair(output: str | Path, *, scheduler: str | None = None, events: Events | None = None) -> RunSummary:
@@ -418,8 +418,8 @@ def _continue(
             "with `bigdeconv repair`."
         )
     damage = damage.and_(read_too_early(opened))
-    if opened.journal.complete and not damage.records:
-        if damage:
+    if opened.journal.complete and not (damage.blocks or damage.levels):
+        if damage or damage.appeared:
             with opened.writing():
                 _forget(opened, damage, events)
         summary = _complete_summary(opened)
@@ -464,8 +464,9 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
     started = time.monotonic()
     facts = opened.record.facts
     with opened.writing(), logged_to(opened.ledger.log_path), _logging_the_end():
-        if damage:
+        if damage is not None:
             _forget(opened, damage, events)
+        if damage:
             restore_metadata(opened)
         if opened.journal.complete:  # by another driver, since the run was opened
             return _complete_summary(opened)
@@ -493,9 +494,12 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
             events.phase("blocks")
             progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
             for _ in range(MAX_ROUNDS):
-                if progress.blocks_finished < progress.blocks_total or not (late := read_too_early(opened)):
+                if progress.blocks_finished < progress.blocks_total:
                     break
+                late = read_too_early(opened)
                 _forget(opened, late, events)
+                if not late:
+                    break
                 opened.ledger.drop_scratch()  # slabs may come from the same fill
                 progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
             if progress.blocks_finished == progress.blocks_total:
@@ -517,9 +521,10 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
 
 def _forget(opened: OpenRun, damage: Damage, events: Events) -> None:
     """Say what is damaged, and have it computed again."""
-    events.warned(damage.text)
-    for problem in damage.problems:
-        LOGGER.warning("%s", problem)
+    if damage:
+        events.warned(damage.text)
+        for problem in damage.problems:
+            LOGGER.warning("%s", problem)
     forget(opened, damage)
 
 

@@ -147,14 +147,14 @@ def log_of(output):
 
 def journal_of(output):
     """Return the lines of a run's journal, none if there is no ledger yet."""
-    journal = ledger_path(output) / "journal.jsonl"
+    journal = ledger_path(output) / "journal" / "000000.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     return [unsealed(line) for line in lines if line.endswith(b"\n")]
 
 
 def forget_last_block(output):
     """Cut the journal back to the first block, as if the driver had died then."""
-    journal = ledger_path(output) / "journal.jsonl"
+    journal = ledger_path(output) / "journal" / "000000.jsonl"
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])
 
 

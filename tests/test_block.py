@@ -24,7 +24,7 @@ from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
 from bigdeconv.planning.resources import Resources
 from bigdeconv.storage import arrays, locations
-from bigdeconv.storage.ledger import JournalSummary
+from bigdeconv.storage.journal_summary import JournalSummary
 from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from tests import make
 from tests.strategies import requests

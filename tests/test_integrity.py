@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 
@@ -12,7 +13,9 @@ import bigdeconv
 from bigdeconv import pipeline
 from bigdeconv.config import make_config
 from bigdeconv.errors import StoreError
-from bigdeconv.storage.ledger import ledger_path
+from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.storage import journal as journals
+from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.seals import sealed_line, unsealed
 from tests import make
 
@@ -27,7 +30,7 @@ def snapshot(folder):
 
 
 def journal(output):
-    return ledger_path(output) / "journal.jsonl"
+    return ledger_path(output) / "journal" / "000000.jsonl"
 
 
 def plan_file(output):
@@ -251,12 +254,76 @@ def test_resume_computes_again_what_is_missing(finished, output, cluster_address
     assert snapshot(output) == snapshot(finished / "out.zarr")
 
 
-def test_resume_reads_contents_where_it_is_asked_to(finished, output, cluster_address):
+def test_resume_reads_what_was_touched_since(finished, output, cluster_address):
     make.flip(shards(output)[3])
+    assert resume(output, cluster_address).complete
+    assert snapshot(output) == snapshot(finished / "out.zarr")
+
+
+def test_resume_reads_contents_where_it_is_asked_to(finished, output, cluster_address):
+    """A disk that rots changes bytes, and tells nobody when."""
+    make.flip(shards(output)[3])
+    os.utime(journal(output), (2**33, 2**33))
     resume(output, cluster_address)
     assert snapshot(output) != snapshot(finished / "out.zarr")
     assert resume(output, cluster_address, verify=True).complete
     assert snapshot(output) == snapshot(finished / "out.zarr")
+
+
+@pytest.fixture
+def in_segments(output, monkeypatch):
+    """The output again, with a journal of many segments and its snapshots."""
+    ledger = Ledger.open(output)
+    records = [record for record, _ in ledger.journal.records()]
+    shutil.rmtree(ledger.journal.folder)
+    ledger.journal.create()
+    monkeypatch.setattr(journals, "SEGMENT_BYTES", 1000)
+    run = OpenRun.open(output, with_files=True)
+    with run.writing():
+        for record in records:
+            run.append(record)
+    assert len(list(ledger.journal.folder.glob("*.jsonl"))) > 3
+    assert len(list(ledger.journal.folder.glob("*.npz"))) == journals.KEPT_SNAPSHOTS
+    return output
+
+
+class TestSegments:
+    """What is known from a snapshot of the journal is what its lines say."""
+
+    @pytest.mark.parametrize(
+        "damage", ["a shard of no bytes", "a bit of a shard", "a shard of a coarse level", "all shards"]
+    )
+    @pytest.mark.parametrize("way", [resume, repair])
+    def test_damage_is_found_and_mended(self, finished, in_segments, cluster_address, damage, way):
+        assert pipeline.status(in_segments) == pipeline.status(finished / "out.zarr") | {"output": str(in_segments)}
+        DAMAGE[damage](in_segments)
+        assert way(in_segments, cluster_address).complete
+        assert snapshot(in_segments) == snapshot(finished / "out.zarr")
+        assert pipeline.validate(in_segments, deep=True) == []
+
+    @pytest.mark.parametrize("n_kept", [0, 1, 2, 3])
+    def test_a_run_that_stopped_between_segments_is_finished(self, finished, in_segments, cluster_address, n_kept):
+        folder = Ledger.open(in_segments).journal.folder
+        for path in folder.iterdir():
+            if int(path.stem) > n_kept:
+                path.unlink()
+        if n_kept:  # and before the next one began
+            (folder / f"{n_kept:06d}.jsonl").unlink()
+        assert resume(in_segments, cluster_address).complete
+        assert snapshot(in_segments) == snapshot(finished / "out.zarr")
+
+    @pytest.mark.parametrize("gone", ["segment", "lines", "all"])
+    def test_a_segment_that_is_lost_is_told_and_computed_again(self, finished, in_segments, cluster_address, gone):
+        segment = Ledger.open(in_segments).journal.folder / "000001.jsonl"
+        lines = segment.read_bytes().splitlines(keepends=True)
+        segment.unlink() if gone == "segment" else segment.write_bytes(b"" if gone == "all" else b"".join(lines[1:]))
+        if gone == "segment":
+            with pytest.raises(StoreError, match=r"000001\.jsonl' is damaged .* `bigdeconv repair`"):
+                pipeline.status(in_segments)
+        else:
+            assert pipeline.status(in_segments)["state"] != "complete"
+        assert repair(in_segments, cluster_address).complete
+        assert snapshot(in_segments) == snapshot(finished / "out.zarr")
 
 
 def test_a_run_that_has_lost_its_slabs_is_finished(finished, interrupted, cluster_address):
@@ -307,7 +374,7 @@ def test_a_damaged_journal_is_refused_and_repaired(finished, interrupted, cluste
     assert snapshot(interrupted) == snapshot(finished / "out.zarr")
 
 
-@pytest.mark.parametrize("name", ["journal.jsonl", "lock"])
+@pytest.mark.parametrize("name", ["journal/000000.jsonl", "lock"])
 def test_a_missing_file_of_the_ledger_is_made_again(finished, interrupted, cluster_address, name):
     (ledger_path(interrupted) / name).unlink()
     assert repair(interrupted, cluster_address).complete

@@ -13,6 +13,7 @@ import pytest
 from bigdeconv.errors import DamagedOverlapError, OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.storage import atomic
+from bigdeconv.storage.journal import BEGINNING
 from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.overlaps import drop_overlap, has_overlap, read_overlap, write_overlap
 
@@ -26,9 +27,9 @@ def output(tmp_path):
     return tmp_path / "restored.zarr"
 
 
-def records_of(ledger, start=0):
+def records_of(ledger, start=BEGINNING):
     """Return the records of a journal without the places where they end."""
-    return [record for record, _ in ledger.records(start)]
+    return [record for record, _ in ledger.journal.records(start)]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def ledger(output):
     ledger = Ledger.create(output, PLAN, ARRAYS)
     with ledger.writing():
         for record in RECORDS:
-            ledger.append(record)
+            ledger.journal.append(record)
     return ledger
 
 
@@ -146,15 +147,15 @@ class TestValues:
 class TestJournal:
     def test_each_record_comes_with_the_place_where_it_ends(self, output, ledger):
         """Records up to there need not be read again."""
-        whole = (ledger.path / "journal.jsonl").read_bytes()
-        ends = [end for _, end in Ledger.open(output).records()]
-        assert ends == [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+        whole = (ledger.journal.folder / "000000.jsonl").read_bytes()
+        ends = [end for _, end in Ledger.open(output).journal.records()]
+        assert [end.byte for end in ends] == [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
         for n, end in enumerate(ends, 1):
             assert records_of(ledger, end) == RECORDS[n:]
         with ledger.writing():
-            written = ledger.append({"block": 3})
-            assert list(ledger.records(ends[-1])) == [({"block": 3}, ends[-1] + written)]
-        assert (ledger.path / "journal.jsonl").stat().st_size == len(whole) + written
+            end = ledger.journal.append({"block": 3})
+            assert list(ledger.journal.records(ends[-1])) == [({"block": 3}, end)]
+        assert (ledger.journal.folder / "000000.jsonl").stat().st_size == end.byte > len(whole)
 
     def test_comes_back_in_order(self, output, ledger):
         assert records_of(Ledger.open(output)) == RECORDS
@@ -163,17 +164,17 @@ class TestJournal:
     def test_goes_on_where_it_stopped(self, output, ledger):
         again = Ledger.open(output)
         with again.writing():
-            again.append({"block": 3})
+            again.journal.append({"block": 3})
         assert records_of(again) == [*RECORDS, {"block": 3}]
 
     def test_each_line_is_on_disk_at_once(self, ledger):
         with ledger.writing():
-            ledger.append({"block": 3})
+            ledger.journal.append({"block": 3})
             assert records_of(Ledger.open(ledger.path.with_suffix("")))[-1] == {"block": 3}
 
     def test_cut_at_every_byte(self, output, ledger):
         """A crash may leave any part of the last line: it never counts, and the next line does not run into it."""
-        path = ledger.path / "journal.jsonl"
+        path = ledger.journal.folder / "000000.jsonl"
         whole = path.read_bytes()
         lines = whole.splitlines(keepends=True)
         assert len(lines) == 3
@@ -184,32 +185,32 @@ class TestJournal:
             assert records_of(torn) == expected
             with torn.writing():
                 assert records_of(torn) == expected
-                torn.append({"block": 9})
+                torn.journal.append({"block": 9})
             assert records_of(torn) == [*expected, {"block": 9}]
             assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
     def test_the_first_line_torn(self, output):
         ledger = Ledger.create(output, {}, {})
-        (ledger.path / "journal.jsonl").write_bytes(b'{"blo')
+        (ledger.journal.folder / "000000.jsonl").write_bytes(b'{"blo')
         assert records_of(ledger) == []
         with ledger.writing():
-            ledger.append({"block": 0})
+            ledger.journal.append({"block": 0})
         assert records_of(ledger) == [{"block": 0}]
 
     def test_a_damaged_line_in_the_middle_is_an_error_of_the_store(self, output, ledger):
-        path = ledger.path / "journal.jsonl"
+        path = ledger.journal.folder / "000000.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(lines[0] + b'{"block": \n' + lines[2])
-        with pytest.raises(StoreError, match=r"journal\.jsonl' is damaged before byte \d+ \(.*repair"):
+        with pytest.raises(StoreError, match=r"000000\.jsonl' is damaged before byte \d+ \(.*repair"):
             records_of(Ledger.open(output))
 
     def test_append_only_while_writing(self, ledger):
         with pytest.raises(AssertionError, match=r"outside of `with ledger\.writing"):
-            ledger.append({"block": 3})
+            ledger.journal.append({"block": 3})
         with pytest.raises(RuntimeError, match="stop"), ledger.writing():
             raise RuntimeError("stop")
         with pytest.raises(AssertionError, match=r"outside of `with ledger\.writing"):
-            ledger.append({"block": 3})
+            ledger.journal.append({"block": 3})
         assert records_of(ledger) == RECORDS
 
 
@@ -237,34 +238,34 @@ class TestLock:
         ) as holder:
             try:
                 assert holder.stdout.readline().strip() == b"held"
-                assert ledger.is_being_written()
-                before = (ledger.path / "journal.jsonl").read_bytes()
+                assert ledger.lock.is_held()
+                before = (ledger.journal.folder / "000000.jsonl").read_bytes()
                 with pytest.raises(StoreError, match=self.REFUSED), ledger.writing():
                     pytest.fail("two drivers wrote one output")
-                assert (ledger.path / "journal.jsonl").read_bytes() == before
+                assert (ledger.journal.folder / "000000.jsonl").read_bytes() == before
             finally:
                 holder.kill()  # as a crash would: nothing is tidied up
                 holder.wait()
-        assert not ledger.is_being_written()
+        assert not ledger.lock.is_held()
         with ledger.writing():
-            ledger.append({"block": 3})
+            ledger.journal.append({"block": 3})
         assert records_of(ledger) == [*RECORDS, {"block": 3}]
 
     def test_one_driver_per_process(self, output, ledger):
         other = Ledger.open(output)
         with ledger.writing():
-            assert other.is_being_written()
+            assert other.lock.is_held()
             with pytest.raises(StoreError, match=self.REFUSED), other.writing():
                 pytest.fail("two drivers wrote one output")
-            ledger.append({"block": 3})
-        assert not other.is_being_written()
+            ledger.journal.append({"block": 3})
+        assert not other.lock.is_held()
 
     def test_released_after_an_error(self, ledger):
         with pytest.raises(RuntimeError, match="stop"), ledger.writing():
             raise RuntimeError("stop")
-        assert not ledger.is_being_written()
+        assert not ledger.lock.is_held()
         with ledger.writing():
-            ledger.append({"block": 3})
+            ledger.journal.append({"block": 3})
         assert len(records_of(ledger)) == 4
 
 
@@ -327,7 +328,7 @@ class TestOverlaps:
         def fails(path):
             raise OSError("no space left")
 
-        monkeypatch.setattr(atomic, "_sync", fails)
+        monkeypatch.setattr(atomic, "synced", fails)
         for block in (5, 6):
             with pytest.raises(OSError, match="no space left"):
                 write_overlap(tmp_path, block, (1, 0, 0), self.SLAB + 1)

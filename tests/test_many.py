@@ -274,7 +274,7 @@ class TestLedger:
     def test_an_input_that_has_changed_is_named(self, source, options, cluster_address, tmp_path):
         data = shutil.copytree(source / "data", tmp_path / "data")
         assert bigdeconv("run", data / "*.zarr", tmp_path / "out", *options).exit_code == 0
-        journal = ledger_path(tmp_path / "out") / "journal.jsonl"
+        journal = ledger_path(tmp_path / "out") / "journal" / "000000.jsonl"
         journal.write_text(journal.read_text().splitlines(keepends=True)[0])
         shutil.rmtree(data / "b.zarr")
         make.volume(data / "b.zarr", make.scene(8, 48, 40))

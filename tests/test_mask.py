@@ -363,7 +363,7 @@ class TestRun:
 def begin_anew(output):
     """Forget every block, as if the driver had died before the first."""
     shutil.rmtree(output)
-    (ledger_path(output) / "journal.jsonl").write_text("")
+    (ledger_path(output) / "journal" / "000000.jsonl").write_text("")
 
 
 def stop_after(n, image, output, options):

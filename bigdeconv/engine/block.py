@@ -168,9 +168,11 @@ def _absent(recipe: Recipe, timepoint: int, channel: int, window: Box, counts: n
     """Return the files of the input that are absent from a window, as a statistic; none is looked for where nothing is fill."""
     info = recipe.volume
     fill = info.fill_value
-    if not (np.isnan(counts) if math.isnan(fill) else counts == fill).any():
+    is_fill = np.isnan(counts) if math.isnan(fill) else counts == fill
+    if not is_fill.any():
         return {}
-    found = absent_files(info, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
+    shown = is_fill if recipe.view_axis else is_fill[0]
+    found = absent_files(info, window, shown, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
     if found and recipe.refuses_absent:
         raise InvalidInputError(
             f"input: {name_of(info, found[0][0])} of {info.location} is absent; restore it, or let absent chunks be fill with "

@@ -17,6 +17,8 @@ from itertools import count, product
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bigdeconv.engine import tasks
 from bigdeconv.errors import ClusterLostError, DamagedOverlapError
 from bigdeconv.geometry import Box, Grid, Triple, triple
@@ -28,14 +30,13 @@ from bigdeconv.storage.overlaps import drop_overlap, has_overlap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     from distributed import Future
 
     from bigdeconv.engine.clusters.connection import Connection
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.planning.blocks import BlockTask
     from bigdeconv.planning.seam_probes import SeamMeasurement, SeamProbe
-    from bigdeconv.storage.ledger import JournalSummary
+    from bigdeconv.storage.journal_summary import JournalSummary
     from bigdeconv.storage.seals import FileMark
 
 LOGGER = logging.getLogger(__name__)
@@ -353,7 +354,8 @@ class _BlockRun:
         self._sequence = BlockSequence(tuple(recipe.plan for recipe in recipes))
         self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
         self._window = _Window(connection, max(2 * connection.slots, connection.slots + 2))
-        self._state = bytearray(self._sequence.n_blocks if outside is None else OUTSIDE * outside.astype("uint8"))
+        state = FINISHED * np.frombuffer(journal.finished, np.uint8)
+        self._state = bytearray(state if outside is None else state | OUTSIDE * outside.astype(np.uint8))
         self._solved: dict[int, tuple[BlockTask, Future[Any]]] = {}
         self._merging: dict[int, tuple[BlockTask, Future[Any]]] = {}
         """Blocks that are merged, with their solutions: a damaged slab makes them merge again."""
@@ -364,9 +366,6 @@ class _BlockRun:
         self._is_disk_full = False
         """No block is begun any more."""
         self._n_outside = 0 if outside is None else int(outside.sum())
-        for index, finished in enumerate(journal.finished):
-            if finished:
-                self._state[index] |= FINISHED
         self.progress = Progress(self._sequence.n_blocks, journal.blocks_finished, journal.blocks_skipped)
 
     def run(self) -> Progress:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from bigdeconv.errors import StoreError
-from bigdeconv.geometry import ceil_div
+from bigdeconv.geometry import Box, triple
 from bigdeconv.jobs import record as records
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
@@ -21,13 +20,11 @@ from bigdeconv.storage import absent
 from bigdeconv.storage.collection import create_outputs
 from bigdeconv.storage.ledger import Ledger
 from bigdeconv.storage.locations import reported
-from bigdeconv.storage.seals import FileMark
+from bigdeconv.storage.written_files import FIRST_BLOCK, LEVEL_PASS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from bigdeconv.storage.output import OutputSpec
 
 LOGGER = logging.getLogger(__name__)
 ARRAY_KEYS = (
@@ -43,157 +40,164 @@ ARRAY_KEYS = (
 )
 """What decides where the voxels of an array lie and what absent ones are, in both formats."""
 
-_Key = tuple[str, int, int]
-"""``("block", 0, index)`` or ``("level", volume, number)``."""
+FORGOTTEN_AT_ONCE = 100_000
+"""Records that are looked up in one pass over the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
     """What the journal says was written and is not there, and what is there and nobody wrote."""
 
-    records: dict[_Key, dict[str, Any]]
-    """Journal records of the blocks and levels whose files are missing or changed."""
-    problems: list[str]
-    """One sentence per file."""
-    foreign: list[Path]
+    blocks: frozenset[int] = frozenset()
+    """Indices of the blocks whose files are missing or changed, or that have to be computed again with them."""
+    levels: frozenset[tuple[int, int]] = frozenset()
+    """Volume and number of coarse levels in the same case."""
+    problems: tuple[str, ...] = ()
+    """One sentence per file, up to a limit."""
+    foreign: tuple[Path, ...] = ()
     """Files with voxels that the journal does not know; looked for in finished runs only."""
+    appeared: dict[int, list[absent.Range]] = field(default_factory=dict)
+    """Files of the input that were absent and are there now, by the number of the volume."""
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.foreign)
+        return bool(self.blocks or self.levels or self.foreign)
 
     def and_(self, other: Damage) -> Damage:
         """Return both together."""
-        return Damage(other.records | self.records, self.problems + other.problems, self.foreign + other.foreign)
+        return Damage(
+            self.blocks | other.blocks,
+            self.levels | other.levels,
+            self.problems + other.problems,
+            self.foreign + other.foreign,
+            self.appeared | other.appeared,
+        )
 
     @property
     def text(self) -> str:
         """What is computed again, in words."""
-        n_blocks = sum(kind == "block" for kind, *_ in self.records)
-        n_levels = len(self.records) - n_blocks
-        parts = [f"{n_blocks} blocks"] if n_blocks else []
-        parts += [f"{n_levels} coarse levels"] if n_levels else []
+        parts = [f"{len(self.blocks)} blocks"] if self.blocks else []
+        parts += [f"{len(self.levels)} coarse levels"] if self.levels else []
         first = f" ({self.problems[0]}{', …' if len(self.problems) > 1 else ''})" if self.problems else ""
         again = f"{' and '.join(parts)} are computed again" if parts else "they are removed"
         return f"Not everything is as it was{first}: {again}."
 
 
 def open_checked(output: str | Path, *, reads: bool) -> tuple[OpenRun, Damage]:
-    """Open the run of an output, and compare the files of the output with its journal, which is read once.
+    """Open the run of an output, and compare the files of the output with its journal.
+
+    Names and lengths are compared; contents too where a file was touched after the last line of the journal.
 
     Parameters
     ----------
     output : str or Path
     reads : bool
-        Compare contents too, and look for files that nobody wrote: reads the whole output.
+        Compare all contents and read every line of the journal; look for files that nobody wrote too.
 
     Raises
     ------
     StoreError
         If there is no ledger, or plan or journal are damaged.
     """
-    checks: list[_Check] = []
-
-    def observer(run: OpenRun) -> Callable[[dict[str, Any]], None]:
-        checks.append(_Check(run, reads=reads))
-        return checks[0].see
-
-    run = OpenRun.open(output, observer)
-    return run, checks[0].damage()
-
-
-class _Check:
-    """Comparison of files with the records of a journal, one by one."""
-
-    def __init__(self, run: OpenRun, *, reads: bool) -> None:
-        self._run, self._reads = run, reads
-        self._folders = run.record.facts.images.outputs(run.output)
-        self._blocks = BlockSequence(run.record.facts.plans)
-        self._lost: dict[_Key, tuple[dict[str, Any], list[str]]] = {}
-        """Records of blocks and levels with damaged files, and sentences about these."""
-        self._written: dict[_Key, list[Path]] = {}
-        """Files that were written, where contents are compared."""
-
-    def see(self, record: dict[str, Any]) -> None:
-        if (key := _key(record.get("forgotten", record))) is None:
-            return
-        self._lost.pop(key, None)
-        self._written.pop(key, None)
-        if "forgotten" in record:
-            return
-        folder = self._folders[self._blocks.task(key[2]).volume if key[0] == "block" else key[1]]
-        marks = [FileMark(*entry) for entry in record.get("files", ())]
-        if self._reads:
-            self._written[key] = [folder / mark.name for mark in marks]
-        found = [text for mark in marks if (text := mark.problem(folder, reads=self._reads)) is not None]
-        if found:
-            self._lost[key] = record, found
-
-    def damage(self) -> Damage:
-        records = {key: record for key, (record, _) in self._lost.items()}
-        problems = [text for _, found in self._lost.values() for text in found]
-        _spread(self._run, self._blocks, records)
-        foreign: list[Path] = []
-        if self._reads and self._run.state == "complete":
-            written = {path for paths in self._written.values() for path in paths}
-            for folder, spec in zip(self._folders, output_specs(self._run.record), strict=True):
-                foreign += [path for path in _chunk_files(folder, spec) if path not in written]
-            problems += [f"{path.relative_to(self._run.output)} is no file of this run" for path in foreign]
-        return Damage(records, problems, foreign)
+    run = OpenRun.open(output, with_files=True, every_line=reads)
+    written = run.journal.written
+    assert written is not None
+    folders = run.record.facts.images.outputs(run.output)
+    with reported("compare", str(run.output)):
+        found = written.compare(folders, reads=reads, since_ns=run.ledger.journal.written_ns)
+    writers = written.writer[found.damaged]
+    blocks = frozenset((writers[writers >= FIRST_BLOCK] - FIRST_BLOCK).tolist())
+    levels = {written.place(int(number))[:2] for number in found.damaged[writers == LEVEL_PASS]}
+    foreign: list[Path] = []
+    if reads and run.state == "complete":
+        places = [written.place(int(number)) for number in found.foreign]
+        foreign = [folders[volume] / name for volume, _, name in places]
+    problems = [*found.problems, *(f"{path.relative_to(run.output)} is no file of this run" for path in foreign)]
+    return run, Damage(blocks, _above(run, blocks, levels), tuple(problems), tuple(foreign))
 
 
 def forget(run: OpenRun, damage: Damage) -> None:
     """Note in the journal that damaged blocks and levels are to be made again, and remove what is left of them."""
     folders = run.record.facts.images.outputs(run.output)
-    blocks = BlockSequence(run.record.facts.plans)
-    for (kind, volume, number), record in damage.records.items():
-        run.append({"forgotten": record})
-        folder = folders[blocks.task(number).volume if kind == "block" else volume]
-        for name, *_ in record.get("files", ()):
-            _remove(folder / name)
+    blocks = sorted(damage.blocks)
+    for start in range(0, len(blocks), FORGOTTEN_AT_ONCE):
+        wanted = frozenset(blocks[start : start + FORGOTTEN_AT_ONCE])
+        for index, record in _records_of(run, wanted).items():
+            _forget(run, record, folders[run.journal.volume_of(index)])
+    for volume, level in sorted(damage.levels):
+        _forget(run, _record_of_level(run, volume, level), folders[volume])
+    for volume, ranges in damage.appeared.items():
+        run.append({"present": ranges, "volume": volume})
     for path in damage.foreign:
         _remove(path)
 
 
+def _forget(run: OpenRun, record: dict[str, Any], folder: Path) -> None:
+    run.append({"forgotten": record})
+    for name, *_ in record.get("files", ()):
+        _remove(folder / name)
+
+
+def _records_of(run: OpenRun, blocks: frozenset[int]) -> dict[int, dict[str, Any]]:
+    """Return the records of finished blocks, in one pass over the journal."""
+    found: dict[int, dict[str, Any]] = {}
+    for record, _ in run.ledger.journal.records():
+        if (index := record.get("block")) in blocks:
+            found.setdefault(index, record)
+        elif "forgotten" in record:
+            found.pop(record["forgotten"].get("block"), None)
+    return found
+
+
+def _record_of_level(run: OpenRun, volume: int, level: int) -> dict[str, Any]:
+    wanted = {"volume": volume, "level": level}
+    records = (record for record, _ in run.ledger.journal.records() if record.items() >= wanted.items())
+    return next(reversed(list(records)), wanted)
+
+
 def read_too_early(run: OpenRun) -> Damage:
     """Return the blocks that read files of the input as fill which are there now, and the neighbours that took in their slabs."""
-    volumes = run.record.facts.volumes
     blocks = BlockSequence(run.record.facts.plans)
     wanted: set[int] = set()
     problems: list[str] = []
-    for v, ranges in absent_by_volume(run).items():
-        numbers = absent.numbers_in(ranges)
+    appeared: dict[int, list[absent.Range]] = {}
+    for v, info in enumerate(run.record.facts.volumes):
+        numbers: list[int] = []
         try:
-            there = absent.are_there(volumes[v], numbers)
+            for batch in run.journal.absent.batches(v):
+                numbers += batch[absent.are_there(info, batch)].tolist()
         except StoreError as error:  # an input that was archived, or is away just now
             LOGGER.warning("absent files of the input could not be looked for again: %s", error)
+        if not numbers:
             continue
-        appeared = {number for number, found in zip(numbers, there, strict=True) if found}
-        problems += [
-            f"{absent.name_of(volumes[v], n)} of the input was absent, and is there now" for n in sorted(appeared)
-        ]
-        if not appeared:
-            continue
-        for index, read in run.journal.absent.items():
-            if blocks.task(index).volume == v and not appeared.isdisjoint(absent.numbers_in(read)):
+        appeared[v] = absent.as_ranges(numbers)
+        problems.append(f"{absent.name_of(info, numbers[0])} of the input was absent, and is there now")
+        problems += [f"{len(numbers) - 1} files more of {info.location} were"] if len(numbers) > 1 else []
+        for number in numbers:
+            for index in _readers(blocks, v, absent.region_of(info, number)):
                 wanted |= {index, *_upper_neighbours(run, blocks, index)}
-    records: dict[_Key, dict[str, Any]] = {}
-    if wanted:
-        for record, _ in run.ledger.records():
-            if record.get("block") in wanted:
-                records["block", 0, record["block"]] = record
-            elif "forgotten" in record and (key := _key(record["forgotten"])) is not None:
-                records.pop(key, None)
-        _spread(run, blocks, records)
-    return Damage(records, problems, [])
+    found = frozenset(index for index in wanted if run.journal.finished[index])
+    return Damage(found, _above(run, found, set()), tuple(problems), appeared=appeared)
 
 
-def absent_by_volume(run: OpenRun) -> dict[int, list[absent.Range]]:
-    """Return the files of the input that were absent when they were read, by the number of the volume."""
-    blocks = BlockSequence(run.record.facts.plans)
-    found: dict[int, set[int]] = {}
-    for index, ranges in run.journal.absent.items():
-        found.setdefault(blocks.task(index).volume, set()).update(absent.numbers_in(ranges))
-    return {v: absent.as_ranges(numbers) for v, numbers in found.items()}
+def absent_by_volume(run: OpenRun) -> dict[int, int]:
+    """Return how many files of the input were absent when they were read, by the number of the volume."""
+    counts = {volume: run.journal.absent.count(volume) for volume in range(len(run.record.facts.volumes))}
+    return {volume: count for volume, count in counts.items() if count}
+
+
+def _readers(blocks: BlockSequence, volume: int, region: dict[str, range]) -> Iterator[int]:
+    """Yield the blocks of a volume whose data windows reach into a region of the input."""
+    plan = blocks.plans[volume]
+    spans = [region.get(axis, range(1)) for axis in "zyx"]
+    box = Box(triple(span.start for span in spans), triple(span.stop for span in spans))
+    positions = list(plan.readers(box))
+    for t, timepoint in enumerate(plan.timepoints):
+        for c, channel in enumerate(plan.channels):
+            if timepoint in region.get("t", range(timepoint, timepoint + 1)) and channel in region.get(
+                "c", range(channel, channel + 1)
+            ):
+                for position in positions:
+                    yield blocks.first(volume) + plan.index(t * len(plan.channels) + c, position)
 
 
 def _upper_neighbours(run: OpenRun, blocks: BlockSequence, index: int) -> Iterator[int]:
@@ -202,7 +206,7 @@ def _upper_neighbours(run: OpenRun, blocks: BlockSequence, index: int) -> Iterat
     if plan.has_overlaps:
         for direction in DIRECTIONS:
             neighbour = plan.neighbour(task, direction)
-            if neighbour is not None and run.journal.finished[neighbour]:
+            if neighbour is not None:
                 yield neighbour
 
 
@@ -211,10 +215,10 @@ def mend_journal(output: Path) -> int:
     ledger = Ledger.open(output)
     records.load(ledger)  # refuses a plan that has changed, or is of another schema
     with reported("write", str(ledger.path)):
-        for name in ("journal.jsonl", "lock"):
-            (ledger.path / name).touch()
+        ledger.journal.create()
+        (ledger.path / "lock").touch()
     with ledger.writing():
-        return ledger.mend_journal()
+        return ledger.journal.mend()
 
 
 def restore_metadata(run: OpenRun) -> list[str]:
@@ -270,35 +274,11 @@ def _names(owner: Any, key: str, inner: str) -> list[Any] | None:
     return [e.get(inner) if isinstance(e, dict) else None for e in entries] if isinstance(entries, list) else None
 
 
-def _key(record: dict[str, Any]) -> _Key | None:
-    if "block" in record:
-        return "block", 0, int(record["block"])
-    return ("level", int(record["volume"]), int(record["level"])) if "level" in record else None
-
-
-def _spread(run: OpenRun, blocks: BlockSequence, records: dict[_Key, dict[str, Any]]) -> None:
-    """Add the coarse levels that were made from damaged blocks or levels."""
-    finest: dict[int, int] = {}
-    for kind, volume, number in records:
-        of, level = (blocks.task(number).volume, 0) if kind == "block" else (volume, number)
-        finest[of] = min(finest.get(of, level), level)
-    for volume, number in run.journal.levels:
-        if number > finest.get(volume, number):
-            records.setdefault(("level", volume, number), {"volume": volume, "level": number})
-
-
-def _chunk_files(folder: Path, spec: OutputSpec) -> Iterator[Path]:
-    """Yield the files that hold chunks of the output's arrays; whatever else lies in it belongs to others, labels for example."""
-    for n, level in enumerate(spec.levels):
-        grid = [
-            ceil_div(size, part) for size, part in zip(level.shape, level.shard_shape or level.chunk_shape, strict=True)
-        ]
-        root = folder / str(n)
-        for path in sorted(root.rglob("*")):
-            place = re.split(r"[/.]", path.relative_to(root).as_posix().removeprefix("c/"))
-            is_key = len(place) == len(grid) and all(part.isdecimal() for part in place)
-            if is_key and path.is_file() and all(int(part) < size for part, size in zip(place, grid, strict=True)):
-                yield path
+def _above(run: OpenRun, blocks: frozenset[int], levels: set[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+    """Return damaged levels, and the coarser ones that were made from damaged blocks or levels."""
+    finest = dict(sorted(levels, reverse=True)) | {run.journal.volume_of(index): 0 for index in blocks}
+    coarser = {(volume, level) for volume, level in run.journal.levels if level > finest.get(volume, level)}
+    return frozenset(levels | coarser)
 
 
 def _remove(path: Path) -> None:

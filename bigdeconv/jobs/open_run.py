@@ -13,12 +13,18 @@ import numpy as np
 from bigdeconv.engine.recipe import Recipe
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs import record as records
+from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.planning.blocks import BlockSequence
 from bigdeconv.psf import PSF
 from bigdeconv.storage import weights
-from bigdeconv.storage.ledger import JournalSummary, Ledger
+from bigdeconv.storage.absent import AbsentFiles, n_files
+from bigdeconv.storage.journal import BEGINNING, Position
+from bigdeconv.storage.journal_summary import JournalSummary
+from bigdeconv.storage.ledger import Ledger
+from bigdeconv.storage.written_files import WrittenFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from bigdeconv.jobs.job import Job
     from bigdeconv.jobs.record import RunRecord
@@ -39,20 +45,20 @@ class OpenRun:
     is_running: bool
     """Whether a driver was writing when the run was opened."""
     _stamp: tuple[int, int]
-    _read_to: int = 0
-    """Bytes of the journal that are in the summary."""
+    _read_to: Position = BEGINNING
+    """Place in the journal up to which records are in the summary."""
 
     @classmethod
-    def open(
-        cls, output: str | Path, observer: Callable[[OpenRun], Callable[[dict[str, Any]], None]] | None = None
-    ) -> OpenRun:
+    def open(cls, output: str | Path, *, with_files: bool = False, every_line: bool = False) -> OpenRun:
         """Open the run of an output.
 
         Parameters
         ----------
         output : str or Path
-        observer : callable, optional
-            Called with the run before its journal is read; what it returns is called with each record.
+        with_files : bool
+            Keep what was written, file by file, as those need it who compare files or append to the journal.
+        every_line : bool
+            Read the whole journal, and no snapshot of it.
 
         Raises
         ------
@@ -61,31 +67,18 @@ class OpenRun:
         """
         ledger = Ledger.open(output)
         # The lock before the journal: a driver that ends in between has written everything that is read.
-        is_running, stamp = ledger.is_being_written(), ledger.stamp()
-        return cls._of(Path(output), ledger, records.load(ledger), observer, is_running=is_running, stamp=stamp)
+        is_running, stamp = ledger.lock.is_held(), ledger.stamp()
+        record = records.load(ledger)
+        run = cls(Path(output), ledger, record, _summary(record, with_files=with_files), is_running, stamp)
+        run._catch_up(from_snapshot=not every_line)
+        return run
 
     @classmethod
     def create(cls, output: Path, job: Job, record: RunRecord) -> OpenRun:
         """Store the record of a job, and open the run."""
         output.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.create(output, records.dump(record), records.arrays_of(job.plan), job.plan.model)
-        return cls._of(output, ledger, record, None, is_running=False, stamp=ledger.stamp())
-
-    @classmethod
-    def _of(
-        cls,
-        output: Path,
-        ledger: Ledger,
-        record: RunRecord,
-        observer: Callable[[OpenRun], Callable[[dict[str, Any]], None]] | None,
-        *,
-        is_running: bool,
-        stamp: tuple[int, int],
-    ) -> OpenRun:
-        journal = JournalSummary(record.facts.n_blocks, record.facts.blocks_outside)
-        run = cls(output, ledger, record, journal, is_running, stamp)
-        run._catch_up((lambda _: None) if observer is None else observer(run))
-        return run
+        return cls(output, ledger, record, _summary(record, with_files=True), is_running=False, _stamp=ledger.stamp())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -104,8 +97,10 @@ class OpenRun:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a record to the journal and add it up; within `writing`."""
-        self._read_to += self.ledger.append(record)
+        self._read_to = self.ledger.journal.append(record)
         self.journal.add(record)
+        if self.ledger.journal.is_segment_full:
+            self._read_to = self.ledger.journal.begin_segment(self.journal.snapshot())
 
     @property
     def state(self) -> str:
@@ -152,8 +147,23 @@ class OpenRun:
         members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)
         return tuple(replace(first, volume=volume, plan=plan, output=str(path)) for volume, plan, path in members)
 
-    def _catch_up(self, observe: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-        for record, end in self.ledger.records(self._read_to):
+    def _catch_up(self, *, from_snapshot: bool = False) -> None:
+        journal = self.ledger.journal
+        if from_snapshot and (found := journal.snapshot(self.journal.snapshot_leaves)) is not None:
+            self._read_to, arrays = found
+            self.journal.restore(arrays)
+        for record, end in journal.records(self._read_to):
             self.journal.add(record)
-            observe(record)
             self._read_to = end
+
+
+def _summary(record: RunRecord, *, with_files: bool) -> JournalSummary:
+    facts, specs = record.facts, output_specs(record)
+    grids = [[level.file_grid for level in spec.levels] for spec in specs]
+    return JournalSummary(
+        facts.n_blocks,
+        facts.blocks_outside,
+        volume_of=BlockSequence(facts.plans).volume,
+        written=WrittenFiles(grids, specs[0].key_prefix) if with_files else None,
+        absent=AbsentFiles(tuple(n_files(volume) for volume in facts.volumes)),
+    )

@@ -103,7 +103,7 @@ def _is_own_folder(output: Path) -> bool:
 
 def require_idle(output: Path) -> None:
     """Refuse an output that another run is writing."""
-    if ledger_path(output).exists() and Ledger(output).is_being_written():
+    if ledger_path(output).exists() and Ledger(output).lock.is_held():
         raise StoreError(f"output: another run is writing {str(output)!r}; wait for it or stop it.")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.job import Job
     from bigdeconv.storage.ledger import Ledger
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised when the form of the record changes."""
 
 
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 4
 class RunRecord:
     """Everything that a run needs besides arrays."""
 
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     digest: str
     """Checksum of identity, plans and numbers."""
     identity: dict[str, Any]
@@ -49,7 +49,7 @@ def record_of(job: Job) -> RunRecord:
     identity = identity_of(job.plan, job.sample_digests)
     chosen = {number: asdict(numbers) for number, numbers in channels.items()}
     return RunRecord(
-        schema_version=4,
+        schema_version=5,
         digest=_digest([identity, [asdict(plan) for plan in facts.plans], chosen]),
         identity=identity,
         facts=facts,

@@ -13,10 +13,10 @@ Blocks are computed one by one on request: a plan of a million blocks is as smal
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv.geometry import Box, Grid, Triple, ceil_div, fast_length, round_up, triple
@@ -137,6 +137,15 @@ class Plan:
         cores = (self._axis(axis).extent(i).core for i in range(self.grid.counts[axis]))
         return [(max(start - wide, 0), min(stop + wide, self.zyx_shape[axis])) for start, stop in cores]
 
+    def readers(self, box: Box) -> Iterator[Triple]:
+        """Yield the positions of the blocks whose data windows reach into a box of the input level."""
+        ranges = []
+        for axis in range(3):
+            reads = [self._axis(axis).extent(i).read for i in range(self.grid.counts[axis])]
+            first = bisect_right([stop for _, stop in reads], box.start[axis])
+            ranges.append(range(first, bisect_left([start for start, _ in reads], box.stop[axis])))
+        yield from map(triple, product(*ranges))
+
     @property
     def has_overlaps(self) -> bool:
         """Whether blocks write overlap slabs for their neighbours."""
@@ -249,12 +258,19 @@ class BlockSequence:
         """Blocks of all volumes."""
         return self._stops[-1]
 
+    def volume(self, index: int) -> int:
+        """Return the number of the volume of a block."""
+        return bisect_right(self._stops, index)
+
+    def first(self, volume: int) -> int:
+        """Return the index of the first block of a volume."""
+        return self._stops[volume] - self.plans[volume].n_blocks
+
     def task(self, index: int) -> BlockTask:
         """Return one block; its index counts through all volumes."""
-        volume = bisect_right(self._stops, index)
+        volume = self.volume(index)
         plan = self.plans[volume]
-        first = self._stops[volume] - plan.n_blocks
-        return replace(plan.task(index - first), index=index, volume=volume)
+        return replace(plan.task(index - self.first(volume)), index=index, volume=volume)
 
 
 class _Extent(NamedTuple):

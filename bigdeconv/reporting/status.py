@@ -58,14 +58,15 @@ def status_of(run: OpenRun) -> dict[str, Any]:
 def _absent_warnings(run: OpenRun) -> list[str]:
     """Say which files of the input were read as fill, where most are there: a sparse volume lacks most of them."""
     found = []
-    for v, ranges in absent_by_volume(run).items():
+    for v, missing in absent_by_volume(run).items():
         info = run.record.facts.volumes[v]
-        missing, total = sum(stop - start for start, stop in ranges), n_files(info)
+        total = n_files(info)
         if missing <= MAX_ABSENT_SHARE * total:
+            number = int(next(run.journal.absent.batches(v))[0])
             try:
-                first = name_of(info, ranges[0][0])
+                first = name_of(info, number)
             except StoreError:  # an input that was archived
-                first = f"number {ranges[0][0]}"
+                first = f"number {number}"
             found.append(
                 f"{missing} of {total} files of {info.location} are absent, and were read as fill, as zarr has it (the first is "
                 f"{first}). If that is not meant, restore them and continue with `bigdeconv repair`."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bigdeconv.jobs.facts import JobFacts
     from bigdeconv.jobs.open_run import OpenRun
-    from bigdeconv.storage.ledger import JournalSummary
+    from bigdeconv.storage.journal_summary import JournalSummary
 
 
 def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
         "warnings": [*run.record.warnings, *errors, *certificate.warnings(seams)],
         "seams": seams,
         "work": _work_values(run.journal),
-        "absent_input_files": sum(b - a for ranges in absent_by_volume(run).values() for a, b in ranges),
+        "absent_input_files": sum(absent_by_volume(run).values()),
         "plan": _plan_values(run.record.facts),
         "channels": {number: _channel_values(values) for number, values in attributes["channels"].items()},
         "settings": {k: v for k, v in attributes["settings"].items() if v is not None},

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,75 @@ from bigdeconv.storage.arrays import index_of_box, open_described
 from bigdeconv.storage.locations import is_remote, reported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bigdeconv.geometry import Box
     from bigdeconv.storage.omezarr import VolumeInfo
 
 Range = tuple[int, int]
 """Numbers of files from the first to before the second."""
+_ZYX = ("z", "y", "x")
+BATCH = 4096
+"""Files that are looked for together."""
+CONCURRENT = 64
+"""Requests to a remote store at a time."""
+
+
+@dataclass(slots=True)
+class AbsentFiles:
+    """Which files of the inputs were absent when they were read: one bit per file of a volume that lacks any."""
+
+    n_files: tuple[int, ...] = ()
+    """By the number of the volume."""
+    bits: dict[int, np.ndarray] = field(default_factory=dict)
+    """By the number of the volume, packed, the first file in the lowest bit."""
+
+    def note(self, volume: int, ranges: Iterable[Sequence[int]]) -> None:
+        """Add files that were absent."""
+        self._set(volume, ranges, 1)
+
+    def found(self, volume: int, ranges: Iterable[Sequence[int]]) -> None:
+        """Take files back that are there."""
+        self._set(volume, ranges, 0)
+
+    def count(self, volume: int) -> int:
+        """Return the number of absent files of a volume."""
+        return int(np.bitwise_count(self.bits[volume]).sum()) if volume in self.bits else 0
+
+    def batches(self, volume: int) -> Iterator[np.ndarray]:
+        """Yield the numbers of the absent files of a volume in ascending order, some thousand at a time."""
+        packed = self.bits.get(volume, np.empty(0, np.uint8))
+        occupied = np.flatnonzero(packed)
+        for start in range(0, len(occupied), BATCH // 8):
+            part = occupied[start : start + BATCH // 8]
+            bits = np.unpackbits(packed[part, None], axis=1, bitorder="little")
+            yield (8 * part[:, None] + np.arange(8))[bits.astype(bool)]
+
+    def _set(self, volume: int, ranges: Iterable[Sequence[int]], value: int) -> None:
+        for start, stop in ranges:
+            if not 0 <= start < stop <= self.n_files[volume]:
+                raise ValueError(f"volume {volume} has no files {start} to {stop}")
+            packed = self.bits.setdefault(volume, np.zeros(ceil_div(self.n_files[volume], 8), np.uint8))
+            first, last = start // 8, ceil_div(stop, 8)
+            bits = np.unpackbits(packed[first:last], bitorder="little")
+            bits[start - 8 * first : stop - 8 * first] = value
+            packed[first:last] = np.packbits(bits, bitorder="little")
 
 
 def absent_files(
-    info: VolumeInfo, box: Box, *, timepoint: int, channel: int | None, view_axis: str | None
+    info: VolumeInfo, box: Box, is_fill: np.ndarray, *, timepoint: int, channel: int | None, view_axis: str | None
 ) -> list[Range]:
-    """Return the files of a box that are absent; parameters as for `bigdeconv.storage.arrays.read_box`.
+    """Return the files of a box that are absent; those of which a voxel is no fill are not looked for.
+
+    Parameters
+    ----------
+    info : VolumeInfo
+    box : Box
+        Region that was read, in voxels ``z y x``.
+    is_fill : ndarray of bool, ``v z y x`` or ``z y x``
+        Whether a voxel of it is fill.
+    timepoint, channel, view_axis
+        As for `bigdeconv.storage.arrays.read_box`.
 
     Raises
     ------
@@ -44,7 +101,14 @@ def absent_files(
     parts = [range(i, i + 1) if isinstance(i, int) else range(i.start, i.stop) for i in index]
     per_file, grid = _file_shape(info), grid_shape(info)
     places = product(*(range(p.start // n, ceil_div(p.stop, n)) for p, n in zip(parts, per_file, strict=True)))
-    numbers = [int(np.ravel_multi_index(place, grid)) for place in places]
+    numbers = []
+    for place in places:
+        inside = {
+            axis: slice(max(i * n - p.start, 0), (i + 1) * n - p.start)
+            for axis, i, n, p in zip(info.axes, place, per_file, parts, strict=True)
+        }
+        if is_fill[tuple(inside.get(axis, slice(None)) for axis in ((view_axis,) if view_axis else ()) + _ZYX)].all():
+            numbers.append(int(np.ravel_multi_index(place, grid)))
     there = are_there(info, numbers)
     return as_ranges(number for number, found in zip(numbers, there, strict=True) if not found)
 
@@ -61,24 +125,29 @@ def n_files(info: VolumeInfo) -> int:
 
 def name_of(info: VolumeInfo, number: int) -> str:
     """Return the path of a file below the image group."""
-    place = tuple(int(i) for i in np.unravel_index(number, grid_shape(info)))
-    key = open_described(info).metadata.encode_chunk_key(place)
-    return f"{info.array_path}/{key}" if info.array_path else key
+    return _names(info, [number])[0]
 
 
-def are_there(info: VolumeInfo, numbers: Sequence[int]) -> list[bool]:
-    """Tell for each file whether it is there.
+def region_of(info: VolumeInfo, number: int) -> dict[str, range]:
+    """Return what a file holds, by axis."""
+    place = np.unravel_index(number, grid_shape(info))
+    sizes = zip(info.axes, place, _file_shape(info), info.shape, strict=True)
+    return {axis: range(int(i) * n, min((int(i) + 1) * n, extent)) for axis, i, n, extent in sizes}
+
+
+def are_there(info: VolumeInfo, numbers: Sequence[int] | np.ndarray) -> list[bool]:
+    """Tell for each file whether it is there: by one listing per folder, or one request per file of a remote store.
 
     Raises
     ------
     StoreError
         If one is there and empty, or the store does not answer.
     """
-    names = [name_of(info, number) for number in numbers]
+    if not len(numbers):
+        return []
+    names = _names(info, numbers)
     with reported("look for chunks of", info.location, info.array_path):
-        if is_remote(info.location):
-            return _are_in_store(info, names)
-        return [_is_in_folder(Path(info.location), name) for name in names]
+        return _are_in_store(info, names) if is_remote(info.location) else _are_in_folder(Path(info.location), names)
 
 
 def as_ranges(numbers: Iterable[int]) -> list[Range]:
@@ -107,13 +176,37 @@ def _file_shape(info: VolumeInfo) -> tuple[int, ...]:
     return info.shard_shape or info.chunk_shape
 
 
-def _is_in_folder(folder: Path, name: str) -> bool:
+def _names(info: VolumeInfo, numbers: Sequence[int] | np.ndarray) -> list[str]:
+    metadata = open_described(info).metadata
+    places = np.stack(np.unravel_index(np.asarray(numbers), grid_shape(info)), axis=1).tolist()
+    prefix = f"{info.array_path}/" if info.array_path else ""
+    return [prefix + metadata.encode_chunk_key(tuple(place)) for place in places]
+
+
+def _are_in_folder(root: Path, names: Sequence[str]) -> list[bool]:
+    there: list[bool] = []
+    for folder, group in groupby(names, lambda name: name.rpartition("/")[0]):
+        wanted = list(group)
+        # A folder of its own per row of chunks is listed; one for all chunks may hold millions.
+        listed = _listing(root / folder) if len(wanted) > 1 and len(folder.split("/")) > 2 else None
+        there += [(listed is None or n.rpartition("/")[2] in listed) and _is_file(root / n) for n in wanted]
+    return there
+
+
+def _listing(folder: Path) -> set[str]:
     try:
-        size = (folder / name).stat().st_size
-    except FileNotFoundError:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return False
     if size == 0:
-        raise StoreError(f"input: {str(folder / name)!r} has no bytes; it was cut off, restore it")
+        raise StoreError(f"input: {str(path)!r} has no bytes; it was cut off, restore it")
     return True
 
 
@@ -121,9 +214,16 @@ def _are_in_store(info: VolumeInfo, names: Sequence[str]) -> list[bool]:
     array = open_described(info)
     store, root = array.store_path.store, array.store_path.path
 
+    prefix = root.removesuffix(info.array_path) if info.array_path else f"{root}/" if root else ""
+
     async def look() -> list[bool]:
-        prefix = root.removesuffix(info.array_path) if info.array_path else f"{root}/" if root else ""
-        return list(await asyncio.gather(*(store.exists(f"{prefix}{name}") for name in names)))
+        turn = asyncio.Semaphore(CONCURRENT)
+
+        async def exists(name: str) -> bool:
+            async with turn:
+                return await store.exists(f"{prefix}{name}")
+
+        return list(await asyncio.gather(*map(exists, names)))
 
     found: list[bool] = sync(look())
     return found

@@ -37,7 +37,7 @@ def replaced_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     try:
         yield building
         if sync:
-            _sync(building)
+            synced(building)
         building.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -69,7 +69,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def _sync(path: Path) -> None:
+def synced(path: Path) -> None:
+    """Have a file's contents, or a folder's entries, on disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

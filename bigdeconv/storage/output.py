@@ -15,6 +15,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from bigdeconv.errors import InvalidInputError, OutputExistsError, StoreError
+from bigdeconv.geometry import ceil_div
 from bigdeconv.storage.atomic import new_folder
 from bigdeconv.storage.codecs import compressors
 from bigdeconv.storage.locations import is_remote, open_store, reported, resolve_location
@@ -45,6 +46,11 @@ class LevelSpec:
     scale: tuple[float, ...]
     translation: tuple[float, ...]
 
+    @property
+    def file_grid(self) -> tuple[int, ...]:
+        """Number of files along each axis."""
+        return tuple(ceil_div(n, f) for n, f in zip(self.shape, self.shard_shape or self.chunk_shape, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
@@ -58,6 +64,11 @@ class OutputSpec:
     name: str
     channels: tuple[Channel, ...]
     attributes: dict[str, Any]
+
+    @property
+    def key_prefix(self) -> str:
+        """Beginning of the keys of chunks."""
+        return "c/" if self.ome_version == "0.5" else ""
 
 
 def create_output(path: Path, spec: OutputSpec) -> None:

@@ -93,8 +93,8 @@ def run(blocks: int, workers: int) -> Measurement:
         stored = stored_run(Path(folder) / "output.zarr", blocks)
         with connect(address, stored.record.facts.resources) as connection:
             _run_nearly_all(connection, stored, scheduler, result)
-            journal = stored.ledger.path / "journal.jsonl"
-            result.journal_bytes = journal.stat().st_size / stored.journal.blocks_finished
+            n_bytes = sum(path.stat().st_size for path in stored.ledger.journal.folder.iterdir())
+            result.journal_bytes = n_bytes / stored.journal.blocks_finished
             result.resume_cpu_s = _resume(connection, stored.output)
     return result
 

@@ -15,7 +15,7 @@ from bigdeconv.engine import plugins, schedule
 from bigdeconv.engine.clusters.connection import connect
 from bigdeconv.planning.planner import PlanRequest, make_plan
 from bigdeconv.planning.resources import Resources
-from bigdeconv.storage.ledger import JournalSummary
+from bigdeconv.storage.journal_summary import JournalSummary
 from tests import make
 from tests.patience import wait_until
 

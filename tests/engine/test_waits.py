@@ -21,7 +21,7 @@ from bigdeconv.engine.clusters.connection import connect
 from bigdeconv.errors import ClusterLostError, DiskFullError
 from bigdeconv.planning.planner import PlanRequest, make_plan
 from bigdeconv.planning.resources import Resources
-from bigdeconv.storage.ledger import JournalSummary
+from bigdeconv.storage.journal_summary import JournalSummary
 from bigdeconv.storage.overlaps import drop_overlap, has_overlap, read_overlap, write_overlap
 from tests.patience import seconds, wait_until
 

@@ -15,6 +15,7 @@ from bigdeconv import pipeline
 from bigdeconv.config import make_config
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.storage.journal import BEGINNING, Journal
 from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.seals import sealed_line
 from tests import make
@@ -54,25 +55,25 @@ def interrupted(finished, tmp_path):
 def reads(monkeypatch):
     """Counts of the records of a journal, by the byte where each ends, and of the plans that are read from here on."""
     found = Counter()
-    records, plan = Ledger.records, Ledger.plan
+    records, plan = Journal.records, Ledger.plan
 
-    def counted_records(self, start=0):
+    def counted_records(self, start=BEGINNING):
         for record, end in records(self, start):
-            found["record", end] += 1
+            found["record", end.byte] += 1
             yield record, end
 
     def counted_plan(self):
         found["plan"] += 1
         return plan(self)
 
-    monkeypatch.setattr(Ledger, "records", counted_records)
+    monkeypatch.setattr(Journal, "records", counted_records)
     monkeypatch.setattr(Ledger, "plan", counted_plan)
     return found
 
 
 def ends_of(output):
     """Return where the records of a journal end, in bytes."""
-    lines = (ledger_path(output) / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (ledger_path(output) / "journal" / "000000.jsonl").read_bytes().splitlines(keepends=True)
     return np.cumsum([len(line) for line in lines]).tolist()
 
 
@@ -141,11 +142,12 @@ def test_what_another_driver_has_appended_counts_once_the_lock_is_taken(interrup
     assert reads == {("record", ends_of(interrupted.output)[-2]): 1}
     assert (run.state, run.journal.blocks_failed) == ("incomplete", 1)
     again = OpenRun.open(interrupted.output)
-    assert again.journal == run.journal
+    assert again.journal.finished == run.journal.finished
+    assert again.journal.snapshot()["plain"].tobytes() == run.journal.snapshot()["plain"].tobytes()
 
 
 def test_a_journal_of_another_plan_is_named(interrupted):
-    with (ledger_path(interrupted.output) / "journal.jsonl").open("ab") as journal:
+    with (ledger_path(interrupted.output) / "journal" / "000000.jsonl").open("ab") as journal:
         journal.write(sealed_line({"block": 4}))
     with pytest.raises(StoreError, match=r"the journal names block 4, but the plan has 4 blocks"):
         OpenRun.open(interrupted.output)
@@ -176,15 +178,15 @@ class TestMeanwhile:
     def test_probing_whether_a_run_is_written_takes_a_shared_lock(self, finished, monkeypatch):
         """A network file system grants no other to who may only read, and two that look at once do not disturb each other."""
         wanted = []
-        monkeypatch.setattr("bigdeconv.storage.ledger.fcntl.flock", lambda _, how: wanted.append(how))
-        assert not Ledger.open(finished.output).is_being_written()
+        monkeypatch.setattr("bigdeconv.storage.lock.fcntl.flock", lambda _, how: wanted.append(how))
+        assert not Ledger.open(finished.output).lock.is_held()
         assert wanted == [fcntl.LOCK_SH | fcntl.LOCK_NB]
 
     def test_a_file_system_without_locks_is_an_error_of_the_store(self, finished, monkeypatch):
         def no_locks(*_):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr("bigdeconv.storage.ledger.fcntl.flock", no_locks)
+        monkeypatch.setattr("bigdeconv.storage.lock.fcntl.flock", no_locks)
         with pytest.raises(StoreError, match=r"lock .* cannot be looked at .*No locks"):
             OpenRun.open(finished.output)
 

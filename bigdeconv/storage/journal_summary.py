@@ -1,0 +1,168 @@
+"""Sums over the records of a journal, taken in one pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigdeconv.errors import StoreError
+from bigdeconv.storage.absent import AbsentFiles
+from bigdeconv.storage.written_files import FIRST_BLOCK, LEVEL_PASS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bigdeconv.storage.written_files import WrittenFiles
+
+_ANEW = "start the run again with --overwrite"
+SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "write_seconds")
+"""Kinds of work whose time is added up over all workers."""
+VOXELS = ("voxels", "not_finite", "fill", "hot", "negative", "clipped")
+"""Kinds of voxels that are counted."""
+_PLAIN = ("blocks_failed", "voxels", "seconds", "wall_seconds", "complete", "closed")
+"""Sums that a snapshot holds as they are."""
+_WRITTEN = frozenset({"n_bytes", "checksum", "writer"})
+
+
+@dataclass(slots=True)
+class JournalSummary:
+    """Sums over the records of a journal: a byte per block, whatever the length of the journal."""
+
+    n_blocks: int
+    blocks_outside: int = 0
+    """Blocks outside the mask, which count as finished and skipped."""
+    volume_of: Callable[[int], int] = lambda _: 0
+    """Number of the volume of a block."""
+    written: WrittenFiles | None = None
+    """Files of the output, where somebody asks for them: 20 bytes per file."""
+    absent: AbsentFiles = field(default_factory=AbsentFiles)
+    """Files of the input that were absent, and were read as fill."""
+    finished: bytearray = field(init=False)
+    """1 for each block that the journal has, by its index."""
+    blocks_finished: int = field(init=False)
+    blocks_skipped: int = field(init=False)
+    blocks_failed: int = 0
+    """As the last driver left it; 0 once another has gone on."""
+    levels: set[tuple[int, int]] = field(default_factory=set)
+    """Volume and number of each level that was made in a pass of its own."""
+    voxels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VOXELS, 0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
+    wall_seconds: float = 0.0
+    """Of all drivers together."""
+    complete: bool = False
+    """Whether a driver has closed the run with nothing left to do."""
+    closed: bool = False
+    """Whether no block has come since a driver closed the run."""
+
+    def __post_init__(self) -> None:
+        self.finished = bytearray(self.n_blocks)
+        self.blocks_finished = self.blocks_skipped = self.blocks_outside
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add one record.
+
+        Raises
+        ------
+        StoreError
+            If it is none, or names a block or file that the plan does not have.
+        """
+        try:
+            if "block" in record:
+                self._add_block(record)
+            elif "level" in record:
+                self._add_level(record)
+            elif "forgotten" in record:
+                self._forget(record["forgotten"])
+            elif "present" in record:
+                self.absent.found(int(record["volume"]), record["present"])
+            elif "complete" in record:
+                # A block whose line was lost is missing, whatever a later line says.
+                self.complete = bool(record["complete"]) and self.blocks_finished == self.n_blocks
+                self.blocks_failed, self.closed = int(record["failed"]), True
+                self.wall_seconds += record.get("seconds", 0.0)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise StoreError(f"output: the journal holds a record that is none ({error}); {_ANEW}.") from error
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Return the sums as arrays."""
+        plain = {name: getattr(self, name) for name in _PLAIN} | {"levels": sorted(self.levels)}
+        plain |= {"blocks_finished": self.blocks_finished, "blocks_skipped": self.blocks_skipped}
+        arrays = {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+        arrays["finished"] = np.packbits(np.frombuffer(self.finished, np.uint8))
+        arrays |= {f"absent{volume}": bits for volume, bits in self.absent.bits.items()}
+        arrays["absent"] = np.array(sorted(self.absent.bits), np.int64)
+        if self.written is not None:
+            arrays |= {name: getattr(self.written, name) for name in _WRITTEN}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over the sums of a snapshot."""
+        plain = json.loads(arrays["plain"].tobytes())
+        self.levels = {(volume, level) for volume, level in plain.pop("levels")}
+        for name, value in plain.items():
+            setattr(self, name, value)
+        self.finished = bytearray(np.unpackbits(arrays["finished"], count=self.n_blocks).tobytes())
+        self.absent.bits = {int(volume): arrays[f"absent{volume}"].copy() for volume in arrays["absent"]}
+        if self.written is not None:
+            for name in _WRITTEN:
+                setattr(self.written, name, arrays[name])
+
+    @property
+    def snapshot_leaves(self) -> frozenset[str]:
+        """Names of the arrays of a snapshot that `restore` does not need."""
+        return frozenset() if self.written is not None else _WRITTEN
+
+    def _add_block(self, record: Mapping[str, Any]) -> None:
+        index = self._index(record)
+        self.complete = self.closed = False
+        self.blocks_failed = 0
+        if self.finished[index]:
+            return
+        volume = self.volume_of(index)
+        self.finished[index] = 1
+        self.absent.note(volume, record.get("absent", ()))
+        if self.written is not None:
+            self.written.note(volume, FIRST_BLOCK + index, record.get("files", ()))
+        self.blocks_finished += 1
+        self._count(record, 1)
+        for name in SECONDS:
+            self.seconds[name] += record.get(name, 0.0)
+
+    def _add_level(self, record: Mapping[str, Any]) -> None:
+        volume, level = int(record["volume"]), int(record["level"])
+        self.levels.add((volume, level))
+        if self.written is not None:
+            self.written.note(volume, LEVEL_PASS, record.get("files", ()))
+
+    def _forget(self, record: Mapping[str, Any]) -> None:
+        """Take back a block or level whose files were lost: it is computed again."""
+        self.complete = self.closed = False
+        if "level" in record:
+            volume = int(record["volume"])
+            self.levels.discard((volume, int(record["level"])))
+        else:
+            index = self._index(record)
+            if not self.finished[index]:
+                return
+            volume = self.volume_of(index)
+            self.finished[index] = 0
+            self.blocks_finished -= 1
+            self._count(record, -1)
+        if self.written is not None:
+            self.written.forget(volume, record.get("files", ()))
+
+    def _count(self, record: Mapping[str, Any], sign: int) -> None:
+        self.blocks_skipped += sign * bool(record.get("skipped"))
+        for name in VOXELS:
+            self.voxels[name] += sign * record.get(name, 0)
+
+    def _index(self, record: Mapping[str, Any]) -> int:
+        index = record["block"]
+        if not isinstance(index, int) or not 0 <= index < self.n_blocks:
+            raise StoreError(
+                f"output: the journal names block {index}, but the plan has {self.n_blocks} blocks; {_ANEW}."
+            )
+        return index
