@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bigdeconv.errors import InvalidInputError as InvalidInputError
     from bigdeconv.errors import OutputExistsError as OutputExistsError
     from bigdeconv.errors import StoreError as StoreError
+    from bigdeconv.jobs.state import status as status
     from bigdeconv.pipeline import Events as Events
     from bigdeconv.pipeline import JobPlan as JobPlan
     from bigdeconv.pipeline import RunSummary as RunSummary
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from bigdeconv.pipeline import report as report
     from bigdeconv.pipeline import resume as resume
     from bigdeconv.pipeline import run as run
-    from bigdeconv.pipeline import status as status
     from bigdeconv.pipeline import tune as tune
     from bigdeconv.pipeline import validate as validate
     from bigdeconv.psf import PSF as PSF
@@ -75,7 +75,7 @@ _HOMES = {
     "resume": "pipeline",
     "run": "pipeline",
     "run_demo": "demo",
-    "status": "pipeline",
+    "status": "jobs.state",
     "tune": "pipeline",
     "validate": "pipeline",
 }

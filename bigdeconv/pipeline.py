@@ -33,7 +33,7 @@ from bigdeconv.planning.resources import Resources
 from bigdeconv.reporting import certificate, contact_sheet, figures, html
 from bigdeconv.reporting.certificate import verdict as seam_verdict
 from bigdeconv.reporting.plan_values import plan_values
-from bigdeconv.reporting.status import RunSummary, status_of, summarise
+from bigdeconv.reporting.status import RunSummary, summarise
 from bigdeconv.reporting.values import report_values
 from bigdeconv.storage import collection
 from bigdeconv.storage.arrays import sweep_partial
@@ -62,7 +62,6 @@ __all__ = [
     "resume",
     "run",
     "seam_verdict",
-    "status",
     "tune",
     "validate",
 ]
@@ -332,11 +331,6 @@ def repair(output: str | Path, *, scheduler: str | None = None, events: Events |
         if mended := restore_metadata(opened):
             events.warned(f"Metadata were missing or damaged and are made again: {', '.join(mended)}.")
         return _continue(opened, damage, events, scheduler=scheduler, may_begin_anew=True)
-
-
-def status(output: str | Path) -> dict[str, Any]:
-    """Return the state of a run, ``running``, ``interrupted``, ``incomplete`` or ``complete``, and its numbers of blocks."""
-    return {**status_of(OpenRun.open(output)), "output": str(output)}
 
 
 def validate(output: str | Path, *, deep: bool = False) -> list[str]:

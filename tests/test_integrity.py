@@ -139,7 +139,7 @@ def test_damage_of_a_finished_output_is_named_and_repaired_to_the_byte(finished,
     assert summary.complete
     assert snapshot(output) == snapshot(finished / "out.zarr")
     assert pipeline.validate(output, deep=True) == []
-    assert pipeline.status(output)["state"] == "complete"
+    assert bigdeconv.status(output)["state"] == "complete"
 
 
 def edited(path, edit):
@@ -223,7 +223,7 @@ def test_a_finished_journal_that_lost_any_line_is_made_whole(finished, output, c
 
 def test_a_finished_journal_without_a_line_is_not_complete(finished, output, cluster_address):
     rewritten(output, lambda records: [r for r in records if r.get("block") != 3])
-    assert pipeline.status(output)["state"] != "complete"
+    assert bigdeconv.status(output)["state"] != "complete"
     assert resume(output, cluster_address).complete
     assert snapshot(output) == snapshot(finished / "out.zarr")
 
@@ -295,7 +295,7 @@ class TestSegments:
     )
     @pytest.mark.parametrize("way", [resume, repair])
     def test_damage_is_found_and_mended(self, finished, in_segments, cluster_address, damage, way):
-        assert pipeline.status(in_segments) == pipeline.status(finished / "out.zarr") | {"output": str(in_segments)}
+        assert bigdeconv.status(in_segments) == bigdeconv.status(finished / "out.zarr") | {"output": str(in_segments)}
         DAMAGE[damage](in_segments)
         assert way(in_segments, cluster_address).complete
         assert snapshot(in_segments) == snapshot(finished / "out.zarr")
@@ -319,9 +319,9 @@ class TestSegments:
         segment.unlink() if gone == "segment" else segment.write_bytes(b"" if gone == "all" else b"".join(lines[1:]))
         if gone == "segment":
             with pytest.raises(StoreError, match=r"000001\.jsonl' is damaged .* `bigdeconv repair`"):
-                pipeline.status(in_segments)
+                bigdeconv.status(in_segments)
         else:
-            assert pipeline.status(in_segments)["state"] != "complete"
+            assert bigdeconv.status(in_segments)["state"] != "complete"
         assert repair(in_segments, cluster_address).complete
         assert snapshot(in_segments) == snapshot(finished / "out.zarr")
 

@@ -14,6 +14,7 @@ from bigdeconv.engine.recipe import Recipe
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs import record as records
 from bigdeconv.jobs.output_metadata import output_specs
+from bigdeconv.jobs.state import state_of
 from bigdeconv.planning.blocks import BlockSequence
 from bigdeconv.psf import PSF
 from bigdeconv.storage import weights
@@ -70,7 +71,7 @@ class OpenRun:
         is_running, stamp = ledger.lock.is_held(), ledger.stamp()
         record = records.load(ledger)
         run = cls(Path(output), ledger, record, _summary(record, with_files=with_files), is_running, stamp)
-        run._catch_up(from_snapshot=not every_line)
+        run._read_to = run.journal.read(ledger.journal, every_line=every_line)
         return run
 
     @classmethod
@@ -92,7 +93,7 @@ class OpenRun:
         with self.ledger.writing():
             if self.ledger.stamp() != self._stamp:
                 raise StoreError(f"output: another run has replaced {str(self.output)!r} meanwhile; look at it again.")
-            self._catch_up()
+            self._read_to = self.journal.read(self.ledger.journal, self._read_to)
             yield
 
     def append(self, record: dict[str, Any]) -> None:
@@ -105,11 +106,7 @@ class OpenRun:
     @property
     def state(self) -> str:
         """``running``, ``complete``, ``incomplete`` (closed with blocks missing) or ``interrupted``."""
-        if self.is_running:
-            return "running"
-        if self.journal.complete:
-            return "complete"
-        return "incomplete" if self.journal.closed else "interrupted"
+        return state_of(self.journal, is_running=self.is_running)
 
     def outside(self) -> np.ndarray | None:
         """Return whether a block lies outside the mask, by its index; None without a mask."""
@@ -146,15 +143,6 @@ class OpenRun:
         )
         members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)
         return tuple(replace(first, volume=volume, plan=plan, output=str(path)) for volume, plan, path in members)
-
-    def _catch_up(self, *, from_snapshot: bool = False) -> None:
-        journal = self.ledger.journal
-        if from_snapshot and (found := journal.snapshot(self.journal.snapshot_leaves)) is not None:
-            self._read_to, arrays = found
-            self.journal.restore(arrays)
-        for record, end in journal.records(self._read_to):
-            self.journal.add(record)
-            self._read_to = end
 
 
 def _summary(record: RunRecord, *, with_files: bool) -> JournalSummary:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.job import Job
     from bigdeconv.storage.ledger import Ledger
 
-SCHEMA_VERSION = 5
-"""Raised when the form of the record changes."""
-
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -89,7 +86,8 @@ def arrays_of(plan: JobPlan) -> dict[str, np.ndarray]:
 def dump(record: RunRecord) -> dict[str, Any]:
     """Return a record as plain values."""
     values: dict[str, Any] = TypeAdapter(RunRecord).dump_python(record, mode="json")
-    return values
+    # For those who look at the numbers of blocks alone.
+    return values | {"blocks": {"total": record.facts.n_blocks, "outside": record.facts.blocks_outside}}
 
 
 def load(ledger: Ledger) -> RunRecord:
@@ -100,14 +98,7 @@ def load(ledger: Ledger) -> RunRecord:
     StoreError
         If it is damaged, or of another schema.
     """
-    stored, where = ledger.plan(), str(ledger.path / "plan.json")
-    found = stored.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise StoreError(
-            f"output: the plan {where!r} has schema {found!r}, expected {SCHEMA_VERSION}; finish the run with the version of "
-            "bigdeconv that began it, or start it again with --overwrite."
-        )
-    ledger.require_sound(stored)
+    stored, where = ledger.sound_plan(), str(ledger.path / "plan.json")
     try:
         return TypeAdapter(RunRecord).validate_python(stored)
     except ValidationError as error:

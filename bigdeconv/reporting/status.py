@@ -42,19 +42,6 @@ class RunSummary:
         return self.blocks_done == self.blocks_total and not self.errors
 
 
-def status_of(run: OpenRun) -> dict[str, Any]:
-    """Return the state of a run and its numbers of blocks."""
-    journal = run.journal
-    return {
-        "output": str(run.output),
-        "state": run.state,
-        "blocks_total": journal.n_blocks,
-        "blocks_done": journal.blocks_finished,
-        "blocks_skipped": journal.blocks_skipped,
-        "blocks_failed": journal.blocks_failed,
-    }
-
-
 def _absent_warnings(run: OpenRun) -> list[str]:
     """Say which files of the input were read as fill, where most are there: a sparse volume lacks most of them."""
     found = []

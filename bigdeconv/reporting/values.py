@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigdeconv.jobs.integrity import absent_by_volume
 from bigdeconv.jobs.output_metadata import attributes_of
+from bigdeconv.jobs.state import status_of
 from bigdeconv.reporting import certificate
-from bigdeconv.reporting.status import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +28,12 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
     errors : sequence of str
         Failures of probes.
     """
-    status, attributes = status_of(run), attributes_of(run.record)
+    status, attributes = status_of(run.journal, is_running=run.is_running), attributes_of(run.record)
     good = status["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
     blocks = f"{status['state']}: {status['blocks_done']} of {status['blocks_total']} blocks."
     return {
         "name": run.output.name,
-        **{k: v for k, v in status.items() if k != "output"},
+        **status,
         "good": good,
         "verdict": f"{blocks} {certificate.verdict(seams)}".rstrip(),
         "warnings": [*run.record.warnings, *errors, *certificate.warnings(seams)],

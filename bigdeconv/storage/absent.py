@@ -41,7 +41,7 @@ class AbsentFiles:
     """Which files of the inputs were absent when they were read: one bit per file of a volume that lacks any."""
 
     n_files: tuple[int, ...] = ()
-    """By the number of the volume."""
+    """By the number of the volume; nothing is kept where it is empty."""
     bits: dict[int, np.ndarray] = field(default_factory=dict)
     """By the number of the volume, packed, the first file in the lowest bit."""
 
@@ -67,7 +67,7 @@ class AbsentFiles:
             yield (8 * part[:, None] + np.arange(8))[bits.astype(bool)]
 
     def _set(self, volume: int, ranges: Iterable[Sequence[int]], value: int) -> None:
-        for start, stop in ranges:
+        for start, stop in ranges if self.n_files else ():
             if not 0 <= start < stop <= self.n_files[volume]:
                 raise ValueError(f"volume {volume} has no files {start} to {stop}")
             packed = self.bits.setdefault(volume, np.zeros(ceil_div(self.n_files[volume], 8), np.uint8))

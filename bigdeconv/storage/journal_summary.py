@@ -10,11 +10,13 @@ import numpy as np
 
 from bigdeconv.errors import StoreError
 from bigdeconv.storage.absent import AbsentFiles
+from bigdeconv.storage.journal import BEGINNING, Position
 from bigdeconv.storage.written_files import FIRST_BLOCK, LEVEL_PASS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from bigdeconv.storage.journal import Journal
     from bigdeconv.storage.written_files import WrittenFiles
 
 _ANEW = "start the run again with --overwrite"
@@ -39,7 +41,7 @@ class JournalSummary:
     written: WrittenFiles | None = None
     """Files of the output, where somebody asks for them: 20 bytes per file."""
     absent: AbsentFiles = field(default_factory=AbsentFiles)
-    """Files of the input that were absent, and were read as fill."""
+    """Files of the input that were absent, and were read as fill, where somebody asks for them."""
     finished: bytearray = field(init=False)
     """1 for each block that the journal has, by its index."""
     blocks_finished: int = field(init=False)
@@ -60,6 +62,31 @@ class JournalSummary:
     def __post_init__(self) -> None:
         self.finished = bytearray(self.n_blocks)
         self.blocks_finished = self.blocks_skipped = self.blocks_outside
+
+    def read(self, journal: Journal, start: Position = BEGINNING, *, every_line: bool = False) -> Position:
+        """Add the records of a journal from a place on; return where the last one ends.
+
+        Parameters
+        ----------
+        journal : Journal
+        start : Position
+            The end of the last record that is in the sums.
+        every_line : bool
+            At the beginning, take no snapshot for the lines that it sums up.
+
+        Raises
+        ------
+        StoreError
+            If the journal is damaged.
+        """
+        if start == BEGINNING and not every_line and (found := journal.snapshot(self._unwanted)) is not None:
+            start, arrays = found
+            self.restore(arrays)
+        end = start
+        for record, place in journal.records(start):
+            self.add(record)
+            end = place
+        return end
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add one record.
@@ -92,7 +119,7 @@ class JournalSummary:
         plain |= {"blocks_finished": self.blocks_finished, "blocks_skipped": self.blocks_skipped}
         arrays = {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
         arrays["finished"] = np.packbits(np.frombuffer(self.finished, np.uint8))
-        arrays |= {f"absent{volume}": bits for volume, bits in self.absent.bits.items()}
+        arrays |= {f"absent{volume}": packed for volume, packed in self.absent.bits.items()}
         arrays["absent"] = np.array(sorted(self.absent.bits), np.int64)
         if self.written is not None:
             arrays |= {name: getattr(self.written, name) for name in _WRITTEN}
@@ -111,7 +138,7 @@ class JournalSummary:
                 setattr(self.written, name, arrays[name])
 
     @property
-    def snapshot_leaves(self) -> frozenset[str]:
+    def _unwanted(self) -> frozenset[str]:
         """Names of the arrays of a snapshot that `restore` does not need."""
         return frozenset() if self.written is not None else _WRITTEN
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from bigdeconv.numerics.priors.weights import WcrrWeights
 
+SCHEMA_VERSION = 5
+"""Raised when the form of the record or of the journal changes."""
 _ANEW = "start the run again with --overwrite"
 
 
@@ -140,20 +142,26 @@ class Ledger:
             )
         return content
 
-    def require_sound(self, plan: Mapping[str, Any]) -> None:
-        """Refuse a plan that has changed since it was written, and files beside it that have.
+    def sound_plan(self) -> dict[str, Any]:
+        """Return the stored plan, and refuse one that has changed since it was written, or beside which files have.
 
         Raises
         ------
         StoreError
-            If numbers of the plan, PSFs or model are not those that the run began with.
+            If numbers of the plan, PSFs or model are not those that the run began with, or it has another schema.
         """
+        plan, where = self.plan(), str(self.path / "plan.json")
+        found = plan.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise StoreError(
+                f"output: the plan {where!r} has schema {found!r}, expected {SCHEMA_VERSION}; finish the run with the version of "
+                "bigdeconv that began it, or start it again with --overwrite."
+            )
         sealed = {name: value for name, value in plan.items() if name != "seal"}
         files = plan.get("files")
         if plan.get("seal") != seal_of(sealed) or not isinstance(files, dict):
             raise StoreError(
-                f"output: {str(self.path / 'plan.json')!r} was changed after the run began, and blocks of two kinds would meet; "
-                f"{_ANEW}."
+                f"output: {where!r} was changed after the run began, and blocks of two kinds would meet; {_ANEW}."
             )
         for name, checksum in files.items():
             path = self.path / name
@@ -163,6 +171,7 @@ class Ledger:
                 raise StoreError(f"output: {str(path)!r} cannot be read ({error}); {_ANEW}.") from error
             if found != checksum:
                 raise StoreError(f"output: {str(path)!r} was changed after the run began; {_ANEW}.")
+        return plan
 
     def stamp(self) -> tuple[int, int]:
         """Return what changes when another plan takes the place of this one."""

@@ -7,8 +7,6 @@ import fcntl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from bigdeconv.errors import StoreError
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ class DriverLock:
         StoreError
             If another living driver holds it.
         """
+        from filelock import FileLock, Timeout  # slow to import, and not needed by those who ask
+
         lock = FileLock(self._path, timeout=LOCK_SECONDS)
         try:
             holding = lock.acquire()

@@ -18,11 +18,11 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat every few seconds until the run ends.")] = False,
 ) -> None:
     """Print the state of a run; works while it goes on, also from another machine on the same file system."""
-    from bigdeconv import pipeline
+    import bigdeconv
 
     while True:
         with reported(as_json=as_json):
-            found = pipeline.status(output)
+            found = bigdeconv.status(output)
         if as_json:
             print(json.dumps(found), flush=True)
         else:

@@ -89,13 +89,13 @@ class Stopped(Exception):
 def run(blocks: int, workers: int) -> Measurement:
     """Do all blocks but a few, then resume and do one of those."""
     result = Measurement(blocks)
-    with tempfile.TemporaryDirectory() as folder, _cluster(Path(folder), workers) as (address, scheduler):
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), workers) as (address, scheduler):
         stored = stored_run(Path(folder) / "output.zarr", blocks)
         with connect(address, stored.record.facts.resources) as connection:
             _run_nearly_all(connection, stored, scheduler, result)
             n_bytes = sum(path.stat().st_size for path in stored.ledger.journal.folder.iterdir())
             result.journal_bytes = n_bytes / stored.journal.blocks_finished
-            result.resume_cpu_s = _resume(connection, stored.output)
+            result.resume_cpu_s = resume(connection, stored.output)
     return result
 
 
@@ -142,13 +142,14 @@ def _run_nearly_all(connection: Connection, run: OpenRun, scheduler: psutil.Proc
         setattr(result, f"{name}_cpu_ms", round(1e3 * cpu / counted, 2))
 
 
-def _resume(connection: Connection, output: Path) -> float:
+def resume(connection: Connection, output: Path) -> float:
+    """Do the first missing block; return the CPU time from opening the run on."""
     started = time.process_time()
 
     def on_finished(record, progress):
         raise Stopped
 
-    run = OpenRun.open(output)
+    run = OpenRun.open(output, with_files=True)
     with run.writing(), suppress(Stopped):
         schedule.run_blocks(connection, run.recipes(threads=1), run.outside(), run.journal, on_finished)
     return round(time.process_time() - started, 2)
@@ -160,7 +161,7 @@ def _cost(process: psutil.Process) -> tuple[float, float]:
 
 
 @contextmanager
-def _cluster(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]:
+def cluster(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]:
     """Start a scheduler and workers, each in a process of its own, on loopback."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]), "OMP_NUM_THREADS": "1"}
     quiet = {"env": environment, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -189,9 +190,14 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    schedule.tasks.solve, schedule.tasks.merge = _as_importable("solve"), _as_importable("merge")
+    install_stubs()
     for name, value in asdict(run(arguments.blocks, arguments.workers)).items():
         print(f"{name:22} {value}")
+
+
+def install_stubs() -> None:
+    """Have blocks solved and merged by the functions above."""
+    schedule.tasks.solve, schedule.tasks.merge = _as_importable("solve"), _as_importable("merge")
 
 
 def _as_importable(name: str):

@@ -99,7 +99,7 @@ def test_a_snapshot_and_the_lines_after_it_are_all_lines(found, per_segment, wit
     every_line = summed(journal, summary())
     assert_same(every_line, living)
     restored, stored = summary(with_files=with_files), None
-    if (stored := journal.snapshot(restored.snapshot_leaves)) is not None:
+    if (stored := journal.snapshot(restored._unwanted)) is not None:
         restored.restore(stored[1])
         assert with_files or not {"n_bytes", "checksum", "writer"} & stored[1].keys()
     assert_same(
