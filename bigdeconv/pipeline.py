@@ -22,7 +22,15 @@ from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyra
 from bigdeconv.errors import OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.jobs.facts import JobPlan
-from bigdeconv.jobs.integrity import Damage, forget, mend_journal, open_checked, read_too_early, restore_metadata
+from bigdeconv.jobs.integrity import (
+    Damage,
+    forget,
+    mend_journal,
+    open_checked,
+    overwritten,
+    read_too_early,
+    restore_metadata,
+)
 from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests, tune_job
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
@@ -486,18 +494,21 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
         with installed(connection.client, recipes):
             events.connected(connection.dashboard)
             events.phase("blocks")
-            progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
             for _ in range(MAX_ROUNDS):
-                if progress.blocks_finished < progress.blocks_total:
+                progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
+                if progress.blocks_finished == progress.blocks_total:
+                    progress.errors += _finish_levels(connection, recipes, opened, events)
+                if progress.blocks_finished < progress.blocks_total or progress.errors:
                     break
-                late = read_too_early(opened)
+                late = read_too_early(opened).and_(overwritten(opened))
                 _forget(opened, late, events)
                 if not late:
                     break
                 opened.ledger.drop_scratch()  # slabs may come from the same fill
-                progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
-            if progress.blocks_finished == progress.blocks_total:
-                progress.errors += _finish_levels(connection, recipes, opened, events)
+            else:
+                progress.errors.append(
+                    f"Files changed while they were written, {MAX_ROUNDS} times; does another program write here?"
+                )
             summary = summarise(opened, progress)
             if summary.complete:
                 opened.ledger.drop_scratch()
@@ -529,10 +540,10 @@ def _finish_levels(connection: Connection, recipes: tuple[Recipe, ...], opened: 
             if level.in_task or (v, n) in opened.journal.levels:
                 continue
             events.phase(f"level {n}" + (f" of {recipe.volume.name}" if len(recipes) > 1 else ""))
-            files, errors = run_pyramid(connection, recipe, v, n)
+            record, errors = run_pyramid(connection, recipe, v, n)
             if errors:
                 return errors
-            opened.append({"volume": v, "level": n, "files": files})
+            opened.append(record)
     return []
 
 

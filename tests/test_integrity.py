@@ -277,7 +277,7 @@ def in_segments(output, monkeypatch):
     records = [record for record, _ in ledger.journal.records()]
     shutil.rmtree(ledger.journal.folder)
     ledger.journal.create()
-    monkeypatch.setattr(journals, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(journals, "SEGMENT_BYTES", 500)
     run = OpenRun.open(output, with_files=True)
     with run.writing():
         for record in records:

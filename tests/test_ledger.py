@@ -14,10 +14,10 @@ from bigdeconv.errors import DamagedOverlapError, OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.storage import atomic
 from bigdeconv.storage.journal import BEGINNING
-from bigdeconv.storage.ledger import Ledger, ledger_path
+from bigdeconv.storage.ledger import SCHEMA_VERSION, Ledger, ledger_path
 from bigdeconv.storage.overlaps import drop_overlap, has_overlap, read_overlap, write_overlap
 
-PLAN = {"schema": 1, "core": [8, 8, 8], "unit": "µm"}
+PLAN = {"schema_version": SCHEMA_VERSION, "core": [8, 8, 8], "unit": "µm"}
 ARRAYS = {"psf": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "flags": np.array([1, 0], np.uint8)}
 RECORDS = [{"block": 0, "max": 1.5}, {"block": 1, "note": "µ\n\r\u2028 σ"}, {"block": 2, "skipped": True}]
 
@@ -44,8 +44,7 @@ def ledger(output):
 class TestPlan:
     def test_comes_back_as_stored(self, output, ledger):
         opened = Ledger.open(output)
-        found = opened.plan()
-        opened.require_sound(found)
+        found = opened.sound_plan()
         assert {name: found[name] for name in PLAN} == PLAN
         arrays = opened.arrays()
         assert set(arrays) == set(ARRAYS)

@@ -55,8 +55,15 @@ class Solved:
     stats: dict[str, Any]
 
 
-def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
+def solve_block(recipe: Recipe, task: BlockTask, require_standing: Callable[[], None] = lambda: None) -> Solved:
     """Read and restore a block, write its overlap slabs to the scratch folder and return its core.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    task : BlockTask
+    require_standing : callable
+        As for `merge_block`.
 
     Raises
     ------
@@ -64,6 +71,7 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
         If the estimate is not finite.
     """
     estimate, voxel_weights, stats = restore_window(recipe, task.timepoint, task.channel, task.read, task.core)
+    require_standing()
     del voxel_weights  # makes room for those of the next block
     if estimate is None:
         _write_empty_overlaps(recipe, task, stats.get("absent", ()))
@@ -71,6 +79,7 @@ def solve_block(recipe: Recipe, task: BlockTask) -> Solved:
     laps = _Laps(stats)
     kept = kept_voxels(estimate, task, recipe.plan.blend)
     for direction, box in blending.overlap_boxes(kept.shape, task.core.shape):
+        require_standing()
         write_overlap(recipe.scratch, task.index, direction, kept[box.slices], stats.get("absent", ()))
     core = np.ascontiguousarray(kept[Box.of_shape(task.core.shape).slices])
     laps.end("blend")
@@ -181,7 +190,13 @@ def _absent(recipe: Recipe, timepoint: int, channel: int, window: Box, counts: n
     return {"absent": found} if found else {}
 
 
-def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:
+def merge_block(
+    recipe: Recipe,
+    task: BlockTask,
+    solved: Solved,
+    overlaps: dict[Triple, int],
+    require_standing: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Add the overlap slabs of the lower neighbours to a core and write it, with the levels that it determines alone.
 
     Parameters
@@ -191,6 +206,8 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[
     solved : Solved
     overlaps : dict of int
         Index of the neighbour by the direction from which its slab comes.
+    require_standing : callable
+        Called just before something is written: raises where another attempt has taken the place of this one.
 
     Returns
     -------
@@ -210,7 +227,7 @@ def merge_block(recipe: Recipe, task: BlockTask, solved: Solved, overlaps: dict[
         del core
         files: list[FileMark] = []
         if solved.core is not None or any(slab.size for slab in incoming.values()):
-            files = _write_levels(recipe, task, stored)
+            files = _write_levels(recipe, task, stored, require_standing)
         laps.end("write")
         return {"block": task.index, **stats, "files": files} | ({"clipped": clipped} if clipped else {})
 
@@ -281,7 +298,14 @@ def levels_of(stored: np.ndarray, levels: Sequence[Level]) -> Iterator[np.ndarra
         yield stored
 
 
-def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box) -> list[FileMark]:
+def downsample_region(
+    recipe: Recipe,
+    level: int,
+    timepoint: int,
+    channel: int,
+    box: Box,
+    require_standing: Callable[[], None] = lambda: None,
+) -> list[FileMark]:
     """Make one write unit of a coarse level from the next finer stored level, and return the files that it wrote.
 
     Time point and channel count in the output.
@@ -298,6 +322,7 @@ def downsample_region(recipe: Recipe, level: int, timepoint: int, channel: int, 
             triple(min(b * s, n) for b, s, n in zip(part.stop, step, fine.shape, strict=True)),
         )
         result[z : z + part.shape[0]] = downsample(_read(recipe, level - 1, timepoint, channel, source), step)
+    require_standing()
     return _write(recipe, level, timepoint, channel, box, result)
 
 
@@ -313,12 +338,15 @@ def _write_empty_overlaps(recipe: Recipe, task: BlockTask, absent: Sequence[Rang
         write_overlap(recipe.scratch, task.index, direction, np.empty((0, 0, 0), np.float32), absent)
 
 
-def _write_levels(recipe: Recipe, task: BlockTask, stored: np.ndarray) -> list[FileMark]:
+def _write_levels(
+    recipe: Recipe, task: BlockTask, stored: np.ndarray, require_standing: Callable[[], None]
+) -> list[FileMark]:
     plan = recipe.plan
     timepoint, channel = plan.timepoints.index(task.timepoint), plan.channels.index(task.channel)
     core = task.core.relative_to(plan.roi.start)
     files: list[FileMark] = []
     for n, values in enumerate(levels_of(stored, plan.levels)):
+        require_standing()
         files += _write(recipe, n, timepoint, channel, core.coarsen(plan.levels[n].factors), values)
     return files
 

@@ -24,6 +24,7 @@ from bigdeconv.errors import ClusterLostError, DamagedOverlapError
 from bigdeconv.geometry import Box, Grid, Triple, triple
 from bigdeconv.numerics.blending import DIRECTIONS
 from bigdeconv.planning.blocks import BlockSequence
+from bigdeconv.storage.attempts import end_attempts
 from bigdeconv.storage.locations import is_disk_full
 from bigdeconv.storage.overlaps import drop_overlap, has_overlap
 
@@ -102,7 +103,7 @@ def run_blocks(
     return _BlockRun(connection, recipes, outside, journal, on_finished).run()
 
 
-def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> tuple[list[FileMark], list[str]]:
+def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> tuple[dict[str, Any], list[str]]:
     """Make a level that no core determines alone, one write unit per task.
 
     Parameters
@@ -115,8 +116,8 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
 
     Returns
     -------
-    files : list of FileMark
-        What was written.
+    record : dict
+        Journal record of the level.
     errors : list of str
         One sentence per unit that failed.
 
@@ -129,10 +130,15 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
     files: list[FileMark] = []
     errors: list[str] = []
 
+    attempts = 1
+
     def receive() -> None:
+        nonlocal attempts
         ended = window.next()
         if ended.error is None:
-            files.extend(ended.value)
+            marks, attempt = ended.value
+            files.extend(marks)
+            attempts = max(attempts, attempt)
         else:
             errors.append(_failure(f"level {level}, part {ended.tag}", ended))
 
@@ -140,10 +146,11 @@ def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int)
         if window.is_full:
             receive()
         key = f"downsample-{recipe.token}-{volume}-{level}-{number}"
-        window.submit(number, tasks.downsample, recipe.token, volume, level, timepoint, channel, box, key=key)
+        window.submit(number, tasks.downsample, recipe.token, volume, level, number, timepoint, channel, box, key=key)
     while window.pending:
         receive()
-    return files, errors
+    record = {"volume": volume, "level": level, "files": files}
+    return record | ({"attempt": attempts} if attempts > 1 else {}), errors
 
 
 def run_probes(connection: Connection, token: str, seams: list[SeamProbe]) -> tuple[list[SeamMeasurement], list[str]]:
@@ -468,6 +475,8 @@ class _BlockRun:
         self.progress.blocks_finished += 1
         self.progress.blocks_skipped += bool(record.get("skipped"))
         self._on_finished(record, self.progress)
+        for name in (tasks.solving(task.index), tasks.merging(task.index)):
+            end_attempts(self._scratch, name)
         for direction, index in self._lower(task).items():
             drop_overlap(self._scratch, index, direction)
         for direction, index in self._upper(task).items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bigdeconv.engine import block
 from bigdeconv.engine import probe as probing
 from bigdeconv.errors import DamagedOverlapError
+from bigdeconv.storage.attempts import Attempt
 from bigdeconv.storage.locations import is_disk_full
 
 if TYPE_CHECKING:
@@ -56,19 +57,43 @@ class _Failures:
     """Time of the latest that all pauses did not mend."""
 
 
+def solving(index: int) -> str:
+    """Return the name of the task that solves a block."""
+    return f"solve-{index}"
+
+
+def merging(index: int) -> str:
+    """Return the name of the task that merges a block."""
+    return f"merge-{index}"
+
+
+def _begin(recipe: Recipe, task: str) -> Attempt:
+    return _patiently(lambda: Attempt.begin(recipe.scratch, task))
+
+
 def solve(token: str, task: BlockTask) -> block.Solved:
     """Solve a block."""
-    return _patiently(lambda: block.solve_block(RECIPES[token][task.volume], task))
+    recipe = RECIPES[token][task.volume]
+    attempt = _begin(recipe, solving(task.index))
+    return _patiently(lambda: block.solve_block(recipe, task, attempt.require_standing))
 
 
 def merge(token: str, task: BlockTask, solved: block.Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:
     """Merge and write a block."""
-    return _patiently(lambda: block.merge_block(RECIPES[token][task.volume], task, solved, overlaps))
+    recipe = RECIPES[token][task.volume]
+    attempt = _begin(recipe, merging(task.index))
+    record = _patiently(lambda: block.merge_block(recipe, task, solved, overlaps, attempt.require_standing))
+    return record | ({"attempt": attempt.number} if attempt.number > 1 else {})
 
 
-def downsample(token: str, volume: int, level: int, timepoint: int, channel: int, box: Box) -> list[FileMark]:
-    """Make a part of a coarse level; return the files that it wrote."""
-    return _patiently(lambda: block.downsample_region(RECIPES[token][volume], level, timepoint, channel, box))
+def downsample(
+    token: str, volume: int, level: int, number: int, timepoint: int, channel: int, box: Box
+) -> tuple[list[FileMark], int]:
+    """Make a part of a coarse level; return the files that it wrote, and the number of the attempt."""
+    recipe = RECIPES[token][volume]
+    attempt = _begin(recipe, f"level-{volume}-{level}-{number}")
+    stands = attempt.require_standing
+    return _patiently(lambda: block.downsample_region(recipe, level, timepoint, channel, box, stands)), attempt.number
 
 
 def probe(token: str, seam: SeamProbe) -> SeamMeasurement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -25,6 +25,8 @@ from bigdeconv.storage.written_files import FIRST_BLOCK, LEVEL_PASS
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import numpy as np
 
 LOGGER = logging.getLogger(__name__)
 ARRAY_KEYS = (
@@ -104,15 +106,35 @@ def open_checked(output: str | Path, *, reads: bool) -> tuple[OpenRun, Damage]:
     folders = run.record.facts.images.outputs(run.output)
     with reported("compare", str(run.output)):
         found = written.compare(folders, reads=reads, since_ns=run.ledger.journal.written_ns)
-    writers = written.writer[found.damaged]
-    blocks = frozenset((writers[writers >= FIRST_BLOCK] - FIRST_BLOCK).tolist())
-    levels = {written.place(int(number))[:2] for number in found.damaged[writers == LEVEL_PASS]}
     foreign: list[Path] = []
     if reads and run.state == "complete":
         places = [written.place(int(number)) for number in found.foreign]
         foreign = [folders[volume] / name for volume, _, name in places]
     problems = [*found.problems, *(f"{path.relative_to(run.output)} is no file of this run" for path in foreign)]
-    return run, Damage(blocks, _above(run, blocks, levels), tuple(problems), tuple(foreign))
+    return run, replace(_damage(run, found.damaged), problems=tuple(problems), foreign=tuple(foreign))
+
+
+def overwritten(run: OpenRun) -> Damage:
+    """Return the blocks and levels that took more than one attempt and have other contents now than the last one wrote.
+
+    A worker that was stopped just before a file appeared may go on when another attempt has long been noted.
+    """
+    journal, folders = run.journal, run.record.facts.images.outputs(run.output)
+    if journal.written is None or not (journal.retried or journal.retried_levels):
+        return Damage()
+    writers = (FIRST_BLOCK + index for index in journal.retried)
+    found = journal.written.changed(folders, writers, journal.retried_levels)
+    return replace(_damage(run, found.damaged), problems=tuple(found.problems))
+
+
+def _damage(run: OpenRun, files: np.ndarray) -> Damage:
+    """Return the blocks and levels that wrote some files, and the levels above them."""
+    written = run.journal.written
+    assert written is not None
+    writers = written.writer[files]
+    blocks = frozenset((writers[writers >= FIRST_BLOCK] - FIRST_BLOCK).tolist())
+    levels = {written.place(number)[:2] for number in files[writers == LEVEL_PASS].tolist()}
+    return Damage(blocks, _above(run, blocks, levels))
 
 
 def forget(run: OpenRun, damage: Damage) -> None:

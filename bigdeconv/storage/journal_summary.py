@@ -48,6 +48,9 @@ class JournalSummary:
     blocks_skipped: int = field(init=False)
     blocks_failed: int = 0
     """As the last driver left it; 0 once another has gone on."""
+    retried: set[int] = field(default_factory=set)
+    """Finished blocks that took more than one attempt: a worker that was stopped may write an earlier one after all."""
+    retried_levels: set[tuple[int, int]] = field(default_factory=set)
     levels: set[tuple[int, int]] = field(default_factory=set)
     """Volume and number of each level that was made in a pass of its own."""
     voxels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VOXELS, 0))
@@ -116,6 +119,7 @@ class JournalSummary:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return the sums as arrays."""
         plain = {name: getattr(self, name) for name in _PLAIN} | {"levels": sorted(self.levels)}
+        plain |= {"retried": sorted(self.retried), "retried_levels": sorted(self.retried_levels)}
         plain |= {"blocks_finished": self.blocks_finished, "blocks_skipped": self.blocks_skipped}
         arrays = {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
         arrays["finished"] = np.packbits(np.frombuffer(self.finished, np.uint8))
@@ -129,6 +133,8 @@ class JournalSummary:
         """Take over the sums of a snapshot."""
         plain = json.loads(arrays["plain"].tobytes())
         self.levels = {(volume, level) for volume, level in plain.pop("levels")}
+        self.retried = set(plain.pop("retried"))
+        self.retried_levels = {(volume, level) for volume, level in plain.pop("retried_levels")}
         for name, value in plain.items():
             setattr(self, name, value)
         self.finished = bytearray(np.unpackbits(arrays["finished"], count=self.n_blocks).tobytes())
@@ -153,6 +159,8 @@ class JournalSummary:
         self.absent.note(volume, record.get("absent", ()))
         if self.written is not None:
             self.written.note(volume, FIRST_BLOCK + index, record.get("files", ()))
+        if record.get("attempt", 1) > 1:
+            self.retried.add(index)
         self.blocks_finished += 1
         self._count(record, 1)
         for name in SECONDS:
@@ -161,6 +169,8 @@ class JournalSummary:
     def _add_level(self, record: Mapping[str, Any]) -> None:
         volume, level = int(record["volume"]), int(record["level"])
         self.levels.add((volume, level))
+        if record.get("attempt", 1) > 1:
+            self.retried_levels.add((volume, level))
         if self.written is not None:
             self.written.note(volume, LEVEL_PASS, record.get("files", ()))
 
@@ -170,12 +180,14 @@ class JournalSummary:
         if "level" in record:
             volume = int(record["volume"])
             self.levels.discard((volume, int(record["level"])))
+            self.retried_levels.discard((volume, int(record["level"])))
         else:
             index = self._index(record)
             if not self.finished[index]:
                 return
             volume = self.volume_of(index)
             self.finished[index] = 0
+            self.retried.discard(index)
             self.blocks_finished -= 1
             self._count(record, -1)
         if self.written is not None:

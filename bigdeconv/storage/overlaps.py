@@ -7,10 +7,10 @@ cut off, changed, or put in the place of another is known, wherever it is read.
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 
 from bigdeconv.errors import DamagedOverlapError
@@ -99,7 +99,7 @@ def _header(
     block: int, direction: Triple, shape: tuple[int, ...], values: bytes, absent: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     header = {"block": block, "direction": list(direction), "shape": list(shape), "absent": [list(r) for r in absent]}
-    return {**header, "checksum": google_crc32c.extend(google_crc32c.value(json.dumps(header).encode()), values)}
+    return {**header, "checksum": zlib.crc32(values, zlib.crc32(json.dumps(header).encode()))}
 
 
 def _path(scratch: str | Path, block: int, direction: Triple) -> Path:

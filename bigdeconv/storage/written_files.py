@@ -17,7 +17,7 @@ import numpy as np
 from bigdeconv.storage.seals import checksum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from pathlib import Path
 
 NOBODY, LEVEL_PASS, FIRST_BLOCK = 0, 1, 2
@@ -136,6 +136,27 @@ class WrittenFiles:
         if len(damaged) > MAX_SENTENCES:
             sentences[MAX_SENTENCES:] = [f"and {len(damaged) - MAX_SENTENCES} files more"]
         return Differences(damaged, np.flatnonzero(~is_written & (found != ABSENT)), sentences)
+
+    def changed(
+        self, folders: Sequence[Path], writers: Iterable[int], levels: Container[tuple[int, int]]
+    ) -> Differences:
+        """Compare the contents of the files of some writers, and of those of some levels that a pass made.
+
+        Parameters
+        ----------
+        folders : sequence of Path
+            The output of each volume.
+        writers : iterable of int
+            See `note`.
+        levels : container of (int, int)
+            Volumes and numbers of levels.
+        """
+        numbers = np.flatnonzero(np.isin(self.writer, np.fromiter(writers, np.uint32))).tolist()
+        for array in self._arrays.values():
+            if (array.volume, array.level) in levels:
+                numbers += (array.first + np.flatnonzero(self.writer[array.first : array.stop])).tolist()
+        found = {number: text for number in numbers if (text := self._content_problem(folders, number)) is not None}
+        return Differences(np.array(list(found), np.int64), np.empty(0, np.int64), list(found.values())[:MAX_SENTENCES])
 
     def _length_problem(self, number: int, found: int) -> str:
         name = self.place(number)[2]

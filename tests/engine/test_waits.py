@@ -84,7 +84,7 @@ def test_a_local_worker_that_dies_for_good_is_replaced(monkeypatch, tmp_path):
         nannies = list(cluster.workers.values())
         for nanny in nannies:
             connection.client.sync(nanny.close)
-        wait_until(lambda: not connection.client.scheduler_info()["workers"], "all workers to be gone")
+        wait_until(lambda: not connection.client.scheduler_info()["workers"], 10)
         progress = run_all(connection, tmp_path)
         assert progress.blocks_finished == PLAN.n_blocks
         assert len(connection.client.scheduler_info()["workers"]) == 2

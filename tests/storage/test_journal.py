@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from bigdeconv.errors import StoreError
 from bigdeconv.storage import journal as journals
 from bigdeconv.storage.absent import AbsentFiles, as_ranges
+from bigdeconv.storage.arrays import write_region
 from bigdeconv.storage.journal import BEGINNING, Journal, Position
 from bigdeconv.storage.journal_summary import JournalSummary
+from bigdeconv.storage.output import LevelSpec, OutputSpec, create_output
 from bigdeconv.storage.seals import checksum_of
 from bigdeconv.storage.written_files import WrittenFiles
 
@@ -272,3 +274,19 @@ def test_absent_files_are_a_set(numbers, gone):
     found.found(0, as_ranges(gone))
     assert [int(n) for batch in found.batches(0) for n in batch] == sorted(numbers - gone)
     assert found.count(0) == len(numbers - gone)
+
+
+def test_shards_that_their_own_checksums_allow_have_checksums_apart(tmp_path):
+    """Chunks and index of a shard end with their CRC-32C, which makes the CRC-32C of any shard the same number."""
+    level = LevelSpec((8, 8, 8), (4, 4, 4), (8, 8, 8), scale=(1.0,) * 3, translation=(0.0,) * 3)
+    spec = OutputSpec(("z", "y", "x"), (None,) * 3, "uint16", (level,), "0.5", "noise", (), {})
+    found = {}
+    for seed in range(3):
+        path = tmp_path / f"{seed}.zarr"
+        create_output(path, spec)
+        noise = np.random.default_rng(seed).integers(0, 2**16, (8, 8, 8)).astype(np.uint16)
+        write_region(path, "0", (slice(0, 8),) * 3, noise)
+        file = path / "0" / "c" / "0" / "0" / "0"
+        found[checksum_of(file)] = file.stat().st_size
+    assert len(found) == 3
+    assert len(set(found.values())) == 1

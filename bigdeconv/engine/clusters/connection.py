@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
     from bigdeconv.planning.resources import Resources
 
+FROZEN_SECONDS = 600
+"""Silence of a worker after which it is passed over; on a cluster that others started, theirs counts (Dask's default: 300)."""
 _SETTINGS: dict[str, Any] = {
     # Blocks keep their data in unmanaged memory that the planner has bounded: Dask must neither spill nor kill for it.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
-    # A block may hold the GIL or the CPU for minutes, and a preempted worker must not condemn what was waiting on it.
-    "distributed.scheduler.worker-ttl": None,
+    # A block may hold the GIL or the CPU for minutes; after that a worker counts as frozen, and its blocks go to others.
+    "distributed.scheduler.worker-ttl": f"{FROZEN_SECONDS}s",
     "distributed.scheduler.allowed-failures": 10,
     "distributed.comm.timeouts.connect": "120s",
     "distributed.comm.timeouts.tcp": "120s",
