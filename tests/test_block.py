@@ -67,7 +67,7 @@ class TestWriters:
         tasks = list(plan.tasks())
         with mock.patch.object(locations, "LocalStore", Recording):
             for task in random.sample(tasks, len(tasks)):
-                block._write_levels(recipe, task, data[task.core.relative_to(plan.roi.start).slices])
+                block._write_levels(recipe, task, data[task.core.relative_to(plan.roi.start).slices], lambda: None)
             for units in levels_for_later(recipe):
                 for unit in random.sample(units, len(units)):
                     block.downsample_region(recipe, *unit)

@@ -15,7 +15,7 @@ from tests.make import bigdeconv
 EXAMPLE = (Path(__file__).parent / "plan-schema-1.json").read_text()
 """Stored by commit 057a508 for `source` and `TWO_BLOCKS`; places are put in."""
 SENTENCE = (
-    "has schema 1, expected 4; finish the run with the version of bigdeconv that began it, "
+    "has schema 1, expected 5; finish the run with the version of bigdeconv that began it, "
     "or start it again with --overwrite."
 )
 
@@ -57,14 +57,14 @@ def test_a_plan_of_an_earlier_schema_is_refused(command, as_json, source, earlie
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("schema", [2, 3, 5, None, "4"])
+@pytest.mark.parametrize("schema", [2, 3, 4, 6, None, "5"])
 def test_so_is_one_of_any_other_schema(schema, finished, tmp_path, no_cluster):
     output = make.copied(finished, tmp_path)
     plan = make.plan_of(output) | {"schema_version": schema}
     (ledger_path(output) / "plan.json").write_text(json.dumps(plan))
     result = bigdeconv("status", output)
     assert result.exit_code == 3
-    assert f"has schema {schema!r}, expected 4" in result.stderr
+    assert f"has schema {schema!r}, expected 5" in result.stderr
 
 
 def test_a_run_without_resume_says_what_to_do_about_it(source, earlier, tmp_path, no_cluster):
@@ -78,7 +78,7 @@ def test_it_can_be_replaced(source, earlier, finished, cluster_address):
     job = (source[0], earlier, "--psf", source[1], *TWO_BLOCKS, "--scheduler", cluster_address)
     result = bigdeconv("run", *job, "--overwrite")
     assert result.exit_code == 0, result.stderr
-    assert make.plan_of(earlier)["schema_version"] == 4
+    assert make.plan_of(earlier)["schema_version"] == 5
     assert make.snapshot(earlier) == make.snapshot(finished)
 
 

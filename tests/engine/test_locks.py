@@ -42,7 +42,7 @@ class Stage:
         monkeypatch.setattr(
             block, "read_overlap", lambda _, n, *__: self._step("overlap", n, np.ones((1, 1, 1), np.float32))
         )
-        monkeypatch.setattr(block, "_write_levels", lambda _, task, __: self._step("write", task.index, []))
+        monkeypatch.setattr(block, "_write_levels", lambda _, task, *__: self._step("write", task.index, []))
         monkeypatch.setattr(block, "_absent", lambda *_: {})
         monkeypatch.setattr(block, "absent_from_overlap", lambda *_: [])
 
