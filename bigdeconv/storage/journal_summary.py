@@ -39,7 +39,7 @@ class JournalSummary:
     volume_of: Callable[[int], int] = lambda _: 0
     """Number of the volume of a block."""
     written: WrittenFiles | None = None
-    """Files of the output, where somebody asks for them: 20 bytes per file."""
+    """Files of the output, where somebody asks for them: 16 bytes per file."""
     absent: AbsentFiles = field(default_factory=AbsentFiles)
     """Files of the input that were absent, and were read as fill, where somebody asks for them."""
     finished: bytearray = field(init=False)

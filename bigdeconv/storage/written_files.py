@@ -1,4 +1,4 @@
-"""Every file that a run has written, by its place in the grids of the output's arrays: 20 bytes per place.
+"""Every file that a run has written, by its place in the grids of the output's arrays: 16 bytes per place.
 
 Files have a running number through volumes, levels and places, so that ten million of them are four arrays, and a comparison with
 what lies on disk is one walk through the folders.

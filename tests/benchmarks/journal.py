@@ -54,7 +54,7 @@ def write(output: Path, blocks: int, result: Measurement) -> OpenRun:
     create_outputs(output, run.record.facts.images, output_specs(run.record))
     plan = run.record.facts.plans[0]
     n_blocks = run.record.facts.n_blocks
-    with mock.patch("os.fsync"), run.writing():
+    with mock.patch("os.fsync", lambda _: None), run.writing():
         started = time.process_time()
         for index in range(n_blocks - scale.LAST_BLOCKS):
             place = plan.task(index).position
