@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -32,6 +33,12 @@ DEFAULT_ITERATIONS: dict[str, int] = {"garl": 50, "rltv": 30, "rl": 15}
 """By method, where the data do not choose the number."""
 MAX_ITERATIONS: dict[str, int] = {"garl": 120, "rltv": 50, "rl": 50}
 """By method: the upper bound of a number that the data choose, for which a job is planned."""
+MAX_INDICES = 1_000_000
+"""Time points or channels of a setting."""
+MAX_FILE_BYTES = 2**20
+"""Length of a file of settings."""
+SHOWN_CHARACTERS = 200
+"""Of a value at fault that is shown."""
 T = TypeVar("T")
 _MAX_ITERATIONS_TEXT = ", ".join(f"{n} for {method}" for method, n in MAX_ITERATIONS.items())
 
@@ -50,7 +57,10 @@ def _indices(value: Any) -> Any:
     indices: list[int] = []
     for part in value.split(","):
         if match := re.fullmatch(r"\s*(\d+):(\d+)\s*", part):
-            indices.extend(range(int(match[1]), int(match[2])))
+            found = range(int(match[1]), int(match[2]))
+            if found.stop - found.start > MAX_INDICES - len(indices):
+                raise ValueError(f"expected at most {MAX_INDICES} indices")
+            indices.extend(found)
         elif re.fullmatch(r"\s*[+-]?\d+\s*", part):
             indices.append(int(part))
         else:
@@ -187,7 +197,7 @@ class JobConfig(BaseModel):
     method: Literal["garl", "rl", "rltv"] = _option(
         "garl", "Method", "Learned prior (garl), no prior (rl) or total variation (rltv).", "garl|rl|rltv"
     )
-    iterations: Automatic[Annotated[int, Field(ge=0)]] = _option(
+    iterations: Automatic[Annotated[int, Field(ge=0, le=100_000)]] = _option(
         None,
         "Method",
         f"Iterations; auto: chosen by cross-validation on thinned photons, at most {_MAX_ITERATIONS_TEXT}.",
@@ -272,7 +282,7 @@ class JobConfig(BaseModel):
     )
     chunks: Shape | None = _option(None, "Output", "Chunk of the output. Default: planned.", "Z,Y,X")
     shards: Shape | None = _option(None, "Output", "Shard of the output (OME-Zarr 0.5). Default: planned.", "Z,Y,X")
-    levels: Automatic[Annotated[int, Field(ge=1)]] = _option(
+    levels: Automatic[Annotated[int, Field(ge=1, le=32)]] = _option(
         None, "Output", "Levels of the pyramid, the full resolution included; auto: until one chunk holds it.", "N|auto"
     )
     ome_version: Annotated[Literal["0.5", "0.4"], BeforeValidator(_version)] = _option(
@@ -282,7 +292,7 @@ class JobConfig(BaseModel):
     device: Automatic[Literal["cpu", "cuda"]] = _option(
         None, "Workers", "Device of the blocks; auto: the GPUs of this machine, or its CPU.", "auto|cpu|cuda"
     )
-    workers: Annotated[int, Field(ge=1)] | None = _option(
+    workers: Annotated[int, Field(ge=1, le=100_000)] | None = _option(
         None,
         "Workers",
         "Local worker processes. Default: one per GPU, or one per core as memory allows.",
@@ -339,9 +349,12 @@ def resolve(
     """
     settings = _read_file(config_file) if config_file else {}
     environment = dict(os.environ) if environment is None else environment
-    for name in JobConfig.model_fields:
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment:
-            settings[name] = environment[variable]
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in JobConfig.model_fields}
+    for variable, value in environment.items():
+        if variable in known:
+            settings[known[variable]] = value
+        elif variable.startswith(ENVIRONMENT_PREFIX) and (near := get_close_matches(variable, known, n=1, cutoff=0.85)):
+            raise InvalidInputError(f"environment: {variable} is no setting; did you mean {near[0]}?")
     settings |= {name: value for name, value in flags.items() if value is not None and value != []}
     return make_config(settings)
 
@@ -385,8 +398,13 @@ def _sentences(error: ValidationError) -> list[str]:
             extra = field.json_schema_extra
             automatic = isinstance(extra, dict) and "auto" in str(extra["metavar"]).split("|")
             expected = _expectation(item) + (" or auto" if automatic else "")
-            by_name[name] = f"{name.replace('_', '-')}: got {item['input']!r}; {expected}.{meaning}"
+            by_name[name] = f"{name.replace('_', '-')}: got {_shown(item['input'])}; {expected}.{meaning}"
     return list(by_name.values())
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 _EXPECTED = {
@@ -424,7 +442,12 @@ def _expectation(item: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader without sexagesimal integers: ``1:5`` is a range."""
+    """YAML loader without sexagesimal integers, as ``1:5`` is a range, and without aliases: few lines make gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read; write the value out")
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -434,11 +457,46 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
+def read_yaml(text: str) -> Any:
+    """Return the values of a YAML document of settings.
+
+    Raises
+    ------
+    ValueError
+        If it is none, too long, or nested too deeply.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        raise ValueError(f"it is longer than {MAX_FILE_BYTES} characters")
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def read_text(path: Path) -> str:
+    """Return the beginning of a text file, a little more than a file of settings may have.
+
+    Raises
+    ------
+    OSError
+        If it is a pipe or a device, or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
 def _read_file(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"config: {str(path)!r} cannot be read as YAML ({error}).") from error
+        content = read_yaml(read_text(Path(path)))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InvalidInputError(
+            f"config: {str(path)!r} cannot be read as YAML ({reason}); give a file of settings, one NAME: VALUE per line."
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 
+VOXEL_LIMITS_UM = (1e-6, 1e6)
+"""What a voxel size can be at all: from a picometre to a metre."""
+
 PRIOR_MARGIN = 6
 """Voxels around the data window on which a prior acts too, where the estimate reaches so far.  The filters of the shipped models
 have as many taps beyond the first, so that every filter that sees a voxel of the data acts.  A prior that ended with the data

@@ -65,7 +65,7 @@ class TestWriters:
                 await super().set(key, value)
 
         tasks = list(plan.tasks())
-        with mock.patch.object(locations, "LocalStore", Recording):
+        with mock.patch.object(locations, "RegularFiles", Recording):
             for task in random.sample(tasks, len(tasks)):
                 block._write_levels(recipe, task, data[task.core.relative_to(plan.roi.start).slices], lambda: None)
             for units in levels_for_later(recipe):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from bigdeconv.psf import PSF
     from bigdeconv.storage.omezarr import VolumeInfo
 
+MAX_BLOCKS = 10**9
+"""Of a job: the driver keeps two bytes for each."""
 DECODING_LIMIT = 4.0
 """Voxels decoded per voxel written above which a plan warns: blocks of a few halos reach three, at a thousandth of the work."""
 BUDGET_SHARE = 0.15
@@ -277,7 +279,13 @@ def _plans(
         own = plan_request.for_volume(volume, request, config)
         plan = made[layout] = halo.make_plan(own, nominal, measured, model)
         warnings += [*halo.warnings(plan, own), *_decoding_warning(plan)]
-    return tuple(made[volume.shape, volume.chunk_shape] for volume in found.volumes), list(dict.fromkeys(warnings))
+    plans = tuple(made[volume.shape, volume.chunk_shape] for volume in found.volumes)
+    if (n_blocks := sum(plan.n_blocks for plan in plans)) > MAX_BLOCKS:
+        raise InvalidInputError(
+            f"input: it would take {n_blocks} blocks; expected at most {MAX_BLOCKS}. Take larger blocks (--block-shape, "
+            "--memory), or a part at a time (--roi, --timepoints)."
+        )
+    return plans, list(dict.fromkeys(warnings))
 
 
 def _nominal_settings(config: JobConfig, settings: ResolvedSettings, model: WcrrWeights | None) -> CalibratedSettings:

@@ -27,6 +27,10 @@ KEPT_ENERGY = 0.999
 """Share of the energy of every view that the cropped box keeps."""
 OFF_CENTRE_VOXELS = 0.25
 """A reference point within this distance of the centre voxel is not moved."""
+MAX_VALUE = 1e30
+"""Of a voxel, as sums of squares must not overflow."""
+MAX_VOXELS = 2**28
+"""Voxels of a resampled PSF, all views together."""
 VOXEL_TOLERANCE = 0.01
 """Relative difference of two voxel sizes that counts as rounding in the metadata."""
 
@@ -112,6 +116,8 @@ def _checked(psf: npt.ArrayLike, name: str) -> Floats:
         raise InvalidInputError(
             f"{name}: got NaN or infinity in {bad} voxels; expected finite numbers. Replace these voxels."
         )
+    if (largest := np.abs(views).max()) > MAX_VALUE:
+        raise InvalidInputError(f"{name}: got values up to {largest:g}; expected at most {MAX_VALUE:g}. Scale it.")
     for number, view in enumerate(views):
         label = name if len(views) == 1 else f"{name} of view {number}"
         if not view.any():
@@ -221,6 +227,12 @@ def _resampled(views: Floats, old_um: TripleUm, new_um: TripleUm, name: str, not
     axes = [a for a in range(3) if abs(new_um[a] / old_um[a] - 1) > VOXEL_TOLERANCE and views.shape[a + 1] > 1]
     if not axes:
         return views
+    made = views.size * np.prod([old_um[axis] / new_um[axis] for axis in axes])
+    if made > MAX_VOXELS:
+        raise InvalidInputError(
+            f"{name}: resampled from voxels of {_in_um(old_um)} to the data's {_in_um(new_um)} (z,y,x) it would have {made:.2g} "
+            f"voxels; expected at most {MAX_VOXELS:.2g}. Give both voxel sizes in µm (--psf-voxel-um, --voxel-um)."
+        )
     views = _boxed(views, [n // 2 for n in views.shape[1:]])
     for axis in axes:
         views = rebinned(views, axis + 1, new_um[axis] / old_um[axis])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING
 
 from bigdeconv.errors import InvalidInputError
+from bigdeconv.geometry import VOXEL_LIMITS_UM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def checked_voxel(voxel_zyx_um: Sequence[float], argument: str) -> TripleUm:
     Raises
     ------
     InvalidInputError
-        If it is not three positive, finite numbers.
+        If it is not three positive numbers that can be a voxel size.
 
     Examples
     --------
@@ -34,9 +34,11 @@ def checked_voxel(voxel_zyx_um: Sequence[float], argument: str) -> TripleUm:
     (1.0, 0.5, 0.5)
     """
     values = tuple(float(v) for v in voxel_zyx_um)
-    if len(values) != 3 or not all(isfinite(v) and v > 0 for v in values):
+    least, most = VOXEL_LIMITS_UM
+    if len(values) != 3 or not all(least <= v <= most for v in values):
         raise InvalidInputError(
-            f"{argument}: got {values!r}; expected three positive lengths in µm in the order z,y,x."
+            f"{argument}: got {values!r}; expected three positive lengths in µm in the order z,y,x, each from {least:g} to "
+            f"{most:g}."
         )
     z, y, x = values
     return z, y, x

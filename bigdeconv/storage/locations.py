@@ -17,12 +17,26 @@ from bigdeconv.errors import BigdeconvError, DiskFullError, InvalidInputError, S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 _SECRET_USER = re.compile(r"(:/{1,2})[^/@\s]+@|[^/@\s:]+:[^/@\s]+@")
 _SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|sig|secret|password|credential)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
+
+
+class RegularFiles(LocalStore):
+    """A folder of which only regular files are read: a pipe would be waited for, and a device read, for ever."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the bytes of a key, None where it is absent."""
+        path = self.root / key
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise StoreError(f"cannot read {path}: it is a pipe or a device; expected a file")
+        return await super().get(key, prototype, byte_range)
 
 
 def resolve_location(location: str | Path) -> str:
@@ -92,7 +106,7 @@ def open_store(location: str, *, writable: bool = False) -> Store:
         # zarr would make the folder, and leave it behind when it then finds nothing in it.
         raise StoreError(f"cannot write to {location}: there is no such folder")
     if not is_remote(location):
-        return LocalStore(location, read_only=not writable)
+        return RegularFiles(location, read_only=not writable)
     try:
         from obstore.store import from_url  # an optional extra, and slow to import
     except ImportError as error:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_LEVEL_VOXELS = 2**26
 """Of a pyramid, the finest level of at most so many voxels is read, or else the coarsest."""
+MAX_VOXELS, MAX_BRICK_VOXELS = 2**40, 2**30
+"""Voxels of the level that is read, and of what is read of it at a time."""
 BRICK = 64
 """Least edge in z and y, in voxels, of the bricks that are read at a time."""
 UNPLACED_UM = (1.0, 1.0, 1.0)
@@ -82,6 +84,12 @@ class Mask:
         size = self.info.zyx_shape[axis]
         start, stop = math.floor(first + step * span[0] + 1e-6), math.ceil(first + step * span[1] - 1e-6)
         return min(max(start, 0), size), min(max(stop, 0), size)
+
+    @property
+    def brick_voxels(self) -> int:
+        """Voxels that are read at a time."""
+        bricks = [self._bricks(axis, extent)[0] for axis, extent in zip("zy", self.info.zyx_shape, strict=False)]
+        return math.prod(stop for _, stop in bricks) * self.info.zyx_shape[2]
 
     def _bricks(self, axis: str, extent: int) -> list[Span]:
         position = self.info.axis_index(axis)
@@ -164,6 +172,11 @@ def open_mask(location: str, volume: VolumeInfo, view_axis: str | None) -> Mask:
     _check_axes(info, volume, view_axis)
     placement = _by_metadata(info, volume) if placed else _by_extent(info, volume)
     mask = Mask(info, placement)
+    if mask.brick_voxels > MAX_BRICK_VOXELS or math.prod(info.zyx_shape) > MAX_VOXELS:
+        raise InvalidInputError(
+            f"mask: {info.location} has shape {info.zyx_shape} (z,y,x), which is too much to look through; give it a pyramid, or "
+            "one mask voxel for several of the volume."
+        )
     whole = [[(0, n)] for n in volume.zyx_shape]
     if any(a >= b for axis in range(3) for a, b in [mask._touched(axis, whole[axis][0])]):
         raise InvalidInputError(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SPACE = ("z", "y", "x")
+MAX_EXTENT = 10_000_000
+"""Voxels, time points or channels on an axis: a metre of 0.1 µm."""
+MAX_CHUNK_BYTES = 2**33
+"""Of a chunk, which is decoded as a whole."""
 KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 
 
@@ -159,7 +163,7 @@ def _parse_channels(omero: object) -> tuple[Channel, ...]:
         color = str(entry.get("color", "")).lstrip("#").upper()
         window = entry.get("window")
         limits = [window.get(key) for key in ("min", "max", "start", "end")] if isinstance(window, dict) else []
-        numbers = [float(v) for v in limits if isinstance(v, int | float) and math.isfinite(v)]
+        numbers = [float(v) for v in limits if isinstance(v, int | float) and _is_number(v) and math.isfinite(v)]
         channels.append(
             Channel(
                 label=str(entry.get("label") or f"C{number}"),
@@ -211,6 +215,20 @@ def check_array(where: str, path: str, array: zarr.Array[Any], axes: tuple[str, 
         raise InvalidInputError(f"array {path!r} of {where} has {array.ndim} dimensions, but the axes are {axes}")
     if 0 in array.shape:
         raise InvalidInputError(f"array {path!r} of {where} has shape {array.shape}: there are no voxels")
+    if 0 in array.chunks or 0 in (array.shards or ()):
+        raise InvalidInputError(
+            f"array {path!r} of {where} has chunks of shape {array.chunks}; expected 1 or more voxels"
+        )
+    if max(array.shape) > MAX_EXTENT:
+        raise InvalidInputError(
+            f"array {path!r} of {where} has shape {array.shape}; expected at most {MAX_EXTENT} on an axis. Its metadata may be "
+            "damaged."
+        )
+    if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
+        raise InvalidInputError(
+            f"array {path!r} of {where} has chunks of shape {array.chunks}, of which each takes more than "
+            f"{MAX_CHUNK_BYTES / 2**30:g} GiB; write it again in smaller chunks."
+        )
     if array.dtype.kind not in kinds and "b" in kinds:
         raise InvalidInputError(f"array {path!r} of {where} has dtype {array.dtype}; a mask holds integers or booleans")
     if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
@@ -254,11 +272,12 @@ def compose(where: str, image: StoredImage, level: int) -> tuple[tuple[float, ..
             if not (
                 isinstance(vector, list)
                 and len(vector) == len(scales)
-                and all(isinstance(v, int | float) and not isinstance(v, bool) for v in vector)
+                and all(_is_number(v) for v in vector)
+                and (kind == "scale" or all(math.isfinite(v) for v in vector))
             ):
                 raise InvalidInputError(
-                    f"level {level} of {where} has the transformation {entry!r}; expected a scale or translation of "
-                    f"{len(scales)} numbers"
+                    f"level {level} of {where} has the transformation {one_line(repr(entry))[:200]}; expected a scale or "
+                    f"translation of {len(scales)} finite numbers"
                 )
             if kind == "scale":
                 has_scale = True
@@ -267,6 +286,14 @@ def compose(where: str, image: StoredImage, level: int) -> tuple[tuple[float, ..
             else:
                 shifts = [t + v for t, v in zip(shifts, vector, strict=True)]
     return tuple(scales), tuple(shifts), has_scale
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether a value of JSON is a number that a float can hold; JSON allows integers of any length."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(value) is not None
+    except OverflowError:
+        return False
 
 
 def one_line(error: object) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigdeconv.errors import InvalidInputError
-from bigdeconv.geometry import Triple, triple
+from bigdeconv.geometry import VOXEL_LIMITS_UM, Triple, triple
 from bigdeconv.storage.locations import open_array, resolve_location
 from bigdeconv.storage.ome_parsing import (
+    MAX_EXTENT,
     Channel,
     StoredImage,
     check_array,
@@ -210,6 +211,8 @@ def from_shape(
     """
     if len(tczyx_shape) != 5 or min(tczyx_shape) < 1:
         raise InvalidInputError(f"shape: got {tczyx_shape}; expected five positive extents T,C,Z,Y,X.")
+    if max(tczyx_shape) > MAX_EXTENT:
+        raise InvalidInputError(f"shape: got {max(tczyx_shape):.3g} on an axis; expected at most {MAX_EXTENT}.")
     return VolumeInfo(
         location="",
         array_path="0",
@@ -241,8 +244,11 @@ def _physical(
     """Return voxel size and position of the first voxel in µm; ``scales`` is None where none was stored."""
     if given is not None:
         voxel = tuple(float(v) for v in given)
-        if len(voxel) != 3 or not all(math.isfinite(v) and v > 0 for v in voxel):
-            raise InvalidInputError(f"voxel_zyx_um is {tuple(given)}; expected three positive numbers z,y,x in µm")
+        if len(voxel) != 3 or not all(VOXEL_LIMITS_UM[0] <= v <= VOXEL_LIMITS_UM[1] for v in voxel):
+            raise InvalidInputError(
+                f"voxel_zyx_um is {tuple(given)}; expected three numbers z,y,x in µm, each from {VOXEL_LIMITS_UM[0]:g} to "
+                f"{VOXEL_LIMITS_UM[1]:g}"
+            )
         sizes = dict(zip(_SPACE, voxel, strict=True))
     elif scales is None:
         raise _no_voxel_size(where, "it stores no scale")
@@ -265,8 +271,8 @@ def _stored_size(where: str, image: StoredImage, scales: tuple[float, ...], name
     if unit not in UM_PER_UNIT:
         raise _no_voxel_size(where, f"axis {name} has the unit {unit!r}, which is no unit of length in OME-Zarr")
     size = scale * UM_PER_UNIT[unit]
-    if not (math.isfinite(size) and size > 0):
-        raise _no_voxel_size(where, f"axis {name} has the scale {scale}")
+    if not VOXEL_LIMITS_UM[0] <= size <= VOXEL_LIMITS_UM[1]:
+        raise _no_voxel_size(where, f"axis {name} has the scale {scale}, unit {unit}")
     return size
 
 

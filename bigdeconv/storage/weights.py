@@ -16,6 +16,8 @@ from bigdeconv.errors import InvalidInputError, StoreError
 from bigdeconv.numerics.priors.weights import WcrrWeights
 
 FORMAT = "bigdeconv-wcrr-1"
+MAX_LOG = 100.0
+"""Magnitude of a logarithm in the configuration."""
 _NUMBERS = ("sigma_max", "sigma_unit", "log_mu", "beta", "gamma", "lambda_max", "kappa", "sigma_default")
 
 
@@ -66,7 +68,7 @@ def load(path: str | Path) -> WcrrWeights:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise InvalidInputError(
             f"model: {str(path)!r} is not a safetensors file ({error}); "
             "weights of other tools, pickles among them, are read by `bigdeconv model import`."
@@ -85,7 +87,7 @@ def _from_parts(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndar
         numbers = {name: float(json.loads(metadata["config"])[name]) for name in _NUMBERS}
         weights = WcrrWeights(layers=layers, scaling=tensors["scaling"], card=json.loads(metadata["card"]), **numbers)
         _check(weights)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidInputError(f"model: {str(path)!r} is incomplete or damaged ({error}); import it again.") from error
     return weights
 
@@ -105,6 +107,10 @@ def _check(weights: WcrrWeights) -> None:
         raise ValueError(f"{len(weights.layers)} layers and scalings of shape {weights.scaling.shape} do not fit")
     arrays = [*weights.layers, weights.scaling]
     numbers = np.array([getattr(weights, name) for name in _NUMBERS])
+    if not isinstance(weights.card, dict):
+        raise TypeError(f"the card is a {type(weights.card).__name__}")
+    if abs(weights.log_mu) > MAX_LOG:
+        raise ValueError(f"log_mu is {weights.log_mu:g}")
     positive = min(weights.lambda_max, weights.sigma_unit, weights.sigma_max) > 0
     if not all(np.isfinite(a).all() for a in [*arrays, numbers]) or not positive:
         raise ValueError("values are not finite or not positive")

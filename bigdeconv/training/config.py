@@ -6,9 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bigdeconv.config import read_text, read_yaml
 from bigdeconv.errors import InvalidInputError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -179,15 +179,15 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
         text = (files(__package__) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
+            text = read_text(Path(name_or_path))
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInputError(
                 f"training configuration: got {str(name_or_path)!r}, which is neither a readable file nor a shipped name; "
                 f"expected a YAML file or one of {', '.join(config_names())}."
             ) from error
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        settings = read_yaml(text)
+    except ValueError as error:
         raise InvalidInputError(
             f"training configuration: got {str(name_or_path)!r}, which is not YAML ({error})."
         ) from error

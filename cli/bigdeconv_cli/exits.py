@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+MAX_CHARACTERS = 1200
+"""Of a message."""
+
+
 class Exit(IntEnum):
     """Exit codes of the command."""
 
@@ -48,6 +52,8 @@ def reported(*, as_json: bool = False, hint: Callable[[], str] = str) -> Iterato
         _fail(str(error), Exit.INVALID, as_json=as_json)
     except KeyboardInterrupt:
         _fail(f"Stopped. {hint()}".strip(), Exit.INCOMPLETE, as_json=as_json)
+    except MemoryError as error:
+        _fail(f"There is not enough memory ({str(error) or 'none left'}).", Exit.INVALID, as_json=as_json)
     except Exception as error:  # the user gets a sentence, a developer the traceback
         traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}", Exit.UNEXPECTED, as_json=as_json)
@@ -59,6 +65,8 @@ def usage_error(message: str, *, as_json: bool = False) -> NoReturn:
 
 
 def _fail(message: str, code: Exit, *, as_json: bool) -> NoReturn:
+    if len(message) > MAX_CHARACTERS:  # a value from a file may have any length
+        message = f"{message[: MAX_CHARACTERS - 200]} … {message[-200:]}"
     if as_json:
         print(json.dumps({"error": message, "exit_code": int(code)}))
     else:

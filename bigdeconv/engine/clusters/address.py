@@ -10,6 +10,7 @@ from pathlib import Path
 from distributed import Client, Security
 from distributed.core import rpc
 
+from bigdeconv.config import read_text
 from bigdeconv.errors import ClusterLostError
 from bigdeconv.storage.locations import masked
 
@@ -66,4 +67,4 @@ async def _greet(address: str) -> None:
 
 def _address_in(scheduler_file: Path) -> str:
     """Return the address in a scheduler file; Dask itself waits for a missing file for ever."""
-    return str(json.loads(scheduler_file.read_text())["address"])
+    return str(json.loads(read_text(scheduler_file))["address"])
