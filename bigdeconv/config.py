@@ -98,6 +98,14 @@ def _version(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
+def _failures(value: Any) -> Any:
+    """Check a number or a share of blocks."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and not re.fullmatch(r"\s*(\d{1,9}|\d{1,2}(\.\d+)?\s*%|100\s*%)\s*", text):
+        raise ValueError("expected a number such as 5 or a share such as 2%")
+    return text
+
+
 def _none_for_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
@@ -181,6 +189,22 @@ class JobConfig(BaseModel):
         "fill", "Workers", "Chunks that the input lacks: fill, as zarr has it, and reported; or an error.", "fill|error",
         decides=False,
     )  # fmt: skip
+    max_failures: Automatic[Annotated[str, BeforeValidator(_failures)]] = _option(
+        None,
+        "Workers",
+        "Blocks that may fail before no others are begun, as a number or a share; auto: 10, and more than have succeeded.",
+        "N|P%|auto",
+        decides=False,
+    )
+    fsync: bool = _option(
+        False,
+        "Workers",
+        "Have the files of a block on disk before it counts as finished: it then survives a power failure.",
+        decides=False,
+    )
+    dashboard: bool = _option(
+        True, "Workers", "Serve Dask's dashboard; anybody on this machine can read it.", decides=False
+    )
     strict: bool = _option(
         False, "Workers", "Stop before the first block where the data do not fit the PSF.", decides=False
     )
@@ -312,6 +336,13 @@ class JobConfig(BaseModel):
     def masks_defects(self) -> bool:
         """Whether fill values and hot pixels are masked."""
         return self.mask != "none"
+
+    def failures_allowed(self, n_blocks: int) -> int | None:
+        """Return the number of blocks that may fail, None where the engine decides."""
+        if self.max_failures is None:
+            return None
+        number = self.max_failures.strip()
+        return int(n_blocks * float(number[:-1]) / 100) if number.endswith("%") else int(number)
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the stored numbers, as JSON values by name."""

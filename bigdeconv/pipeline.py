@@ -36,6 +36,7 @@ from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.jobs.record import identity_of, record_of
 from bigdeconv.jobs.run_log import logged_to
+from bigdeconv.jobs.space import require_space
 from bigdeconv.planning import seam_probes
 from bigdeconv.planning.resources import Resources
 from bigdeconv.reporting import certificate, contact_sheet, figures, html
@@ -134,6 +135,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     events: Events | None = None,
     **settings: Any,
 ) -> RunSummary:
@@ -149,6 +151,8 @@ def run(
         Continue an unfinished output of the same job.
     overwrite : bool
         Replace an existing output, once everything else has been checked.
+    force : bool
+        Begin though the disk is likely to fill up.
     events : Events, optional
         Functions to call while the run goes on.
     **settings : Any
@@ -195,6 +199,8 @@ def run(
         for number, numbers in record.channels.items():
             events.calibrated(number, numbers)
         for warning in record.warnings:
+            events.warned(warning)
+        for warning in require_space(job, output, force=force):
             events.warned(warning)
         # The cluster first: without one nothing is removed or made.
         with _checked_connection(config.scheduler, job.plan.facts, events) as connection:
@@ -451,7 +457,7 @@ def _worker_device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
 @contextmanager
 def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) -> Iterator[Connection]:
     """Connect to a cluster whose workers have the memory and the device of the plan."""
-    with connect(scheduler, facts.resources) as connection:
+    with connect(scheduler, facts.resources, serves_dashboard=facts.config.dashboard) as connection:
         for warning in preconditions.require_tls(connection.address, wanted=facts.config.require_tls):
             events.warned(warning)
         preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)
@@ -495,7 +501,15 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
             events.connected(connection.dashboard)
             events.phase("blocks")
             for _ in range(MAX_ROUNDS):
-                progress = run_blocks(connection, recipes, opened.outside(), opened.journal, on_finished)
+                progress = run_blocks(
+                    connection,
+                    recipes,
+                    opened.outside(),
+                    opened.journal,
+                    on_finished,
+                    lambda failure: opened.append({"failure": failure}),
+                    max_failures=facts.config.failures_allowed(facts.n_blocks),
+                )
                 if progress.blocks_finished == progress.blocks_total:
                     progress.errors += _finish_levels(connection, recipes, opened, events)
                 if progress.blocks_finished < progress.blocks_total or progress.errors:
@@ -518,8 +532,7 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
                     events.phase("seams")
                 _add_certificate(summary, *_certify(connection, recipes, opened, facts.config.seam_probes))
             summary.seconds = round(time.monotonic() - started, 2)
-            closing = {"complete": summary.complete, "failed": progress.blocks_failed, "counts": summary.counts}
-            opened.append({**closing, "seconds": summary.seconds})
+            opened.append({"complete": summary.complete, "counts": summary.counts, "seconds": summary.seconds})
         LOGGER.info("%d of %d blocks done, %d failed", summary.blocks_done, summary.blocks_total, summary.blocks_failed)
     return summary
 

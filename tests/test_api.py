@@ -69,6 +69,7 @@ class TestRun:
             "blocks_done": 2,
             "blocks_skipped": 0,
             "blocks_failed": 0,
+            "failures": [],
         }
         assert bigdeconv.validate(output, deep=True) == []
         assert bigdeconv.report(output)["good"] is True

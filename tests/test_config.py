@@ -44,6 +44,11 @@ GOOD = [
     ("strict", True, True),
     ("require_tls", True, True),
     ("missing", "error", "error"),
+    ("max_failures", "auto", None),
+    ("max_failures", 5, "5"),
+    ("max_failures", "2.5%", "2.5%"),
+    ("dashboard", False, False),
+    ("fsync", True, True),
     ("tau", "auto", None),
     ("tau", "1e-3", 1e-3),
     ("tau", 0, 0.0),
@@ -118,6 +123,11 @@ WRONG = [
     ("strict", "perhaps", "perhaps"),
     ("require_tls", "perhaps", "perhaps"),
     ("missing", "perhaps", "perhaps"),
+    ("max_failures", "-1", "-1"),
+    ("max_failures", "200%", "200%"),
+    ("max_failures", "some", "some"),
+    ("dashboard", "perhaps", "perhaps"),
+    ("fsync", "perhaps", "perhaps"),
     ("iterations", "-1", "-1"),
     ("iterations", "many", "many"),
     ("iterations", "2.5", "2.5"),
@@ -252,6 +262,7 @@ class TestAutomatic:
     NAMES = (
         *("tau", "background", "intensity_scale", "mask", "block_shape", "halo", "blend", "memory"),
         *("dtype", "output_scale", "levels", "device", "iterations", "sigma", "gain", "psf_scale"),
+        "max_failures",
     )
 
     def test_they_are_those_whose_help_names_it(self):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +65,8 @@ class ChannelCalibration:
     """The PSF that is used: as given, or scaled."""
     findings: Findings
     warnings: tuple[str, ...]
+    restored: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """The brightest of the sample regions that were restored, ``z y x`` in photons."""
 
     def on(self, device: Literal["cpu", "cuda"]) -> ChannelCalibration:
         """Return the same for workers with another device than the process that calibrated."""
@@ -121,11 +123,12 @@ def calibrate(
     calibrated, psf, findings = _decided(samples, look, psf, settings, model, overrides, limits)
     data_mask = replace(look.data_mask, background=calibrated.background, intensity_scale=calibrated.intensity_scale)
     ranked = look.ranked
-    output_scale = overrides.output_scale
+    output_scale, restored = overrides.output_scale, None
     if output_scale is None:
         brightest = [samples.regions[i] for i in ranked[:N_RESTORED_REGIONS]]
-        restored = (_restored(region, samples, psf, camera, calibrated, model, data_mask, halo) for region in brightest)
-        output_scale = _with_headroom(max(float(estimate.max()) for estimate in restored))
+        found = [_restored(region, samples, psf, camera, calibrated, model, data_mask, halo) for region in brightest]
+        restored = max(found, key=np.max)
+        output_scale = _with_headroom(float(restored.max()))
     elif camera != given:
         output_scale *= given.gain / camera.gain  # as in counts, which are what the user knows
     warnings = [
@@ -133,7 +136,7 @@ def calibrate(
         *_warnings(samples, given, camera, data_mask.fill, calibrated.background, is_flat=levels.is_flat),
     ]
     numbers = ChannelNumbers(calibrated, data_mask, output_scale, camera)
-    return ChannelCalibration(numbers, psf, findings, tuple(warnings))
+    return ChannelCalibration(numbers, psf, findings, tuple(warnings), restored)
 
 
 class FirstLook(NamedTuple):

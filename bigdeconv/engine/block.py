@@ -359,7 +359,7 @@ def _write(recipe: Recipe, level: int, timepoint: int, channel: int, box: Box, d
     index = _index(recipe, timepoint, channel, box)
     shape = [i.stop - i.start for i in index if isinstance(i, slice)]
     write_region(recipe.output, str(level), index, data.reshape(shape))
-    return files_of_region(recipe.output, str(level), index)
+    return files_of_region(recipe.output, str(level), index, syncs=recipe.syncs)
 
 
 def _index(recipe: Recipe, timepoint: int, channel: int, box: Box) -> tuple[int | slice, ...]:

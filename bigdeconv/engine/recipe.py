@@ -60,5 +60,7 @@ class Recipe:
     """Folder of the overlap slabs."""
     refuses_absent: bool
     """Whether a chunk that is absent from the input is an error."""
+    syncs: bool
+    """Whether files are on disk before a block counts as finished."""
     threads: int | None
     """Threads per block; None for a fair share of the worker's host."""

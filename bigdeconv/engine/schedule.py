@@ -57,6 +57,8 @@ MAX_LOSSES = 10
 """Times that the result of a task may be lost with its worker."""
 MAX_DAMAGED_OVERLAPS = 3
 """Times that a block is merged again because a slab was damaged."""
+MAX_CAUSE = 1000
+"""Characters of the cause of a failure that are kept."""
 HOPELESS = 10
 """Number of failed blocks from which on a run is given up, if more have failed than finished."""
 
@@ -80,6 +82,9 @@ def run_blocks(
     outside: np.ndarray | None,
     journal: JournalSummary,
     on_finished: Callable[[dict[str, Any], Progress], None],
+    on_failed: Callable[[dict[str, Any]], None] = lambda _: None,
+    *,
+    max_failures: int | None = None,
 ) -> Progress:
     """Compute every block that is not finished.
 
@@ -94,13 +99,17 @@ def run_blocks(
         Blocks that earlier runs finished.
     on_finished : callable
         Called with each new journal record before its overlap slabs are dropped: when it returns, the block counts as finished.
+    on_failed : callable
+        Called with the block, its place and the cause.
+    max_failures : int, optional
+        Blocks that may fail before no others are begun.  Default: `HOPELESS`, and more than have succeeded.
 
     Raises
     ------
     ClusterLostError
         If the scheduler or all workers went away.
     """
-    return _BlockRun(connection, recipes, outside, journal, on_finished).run()
+    return _BlockRun(connection, recipes, outside, journal, on_finished, on_failed, max_failures).run()
 
 
 def run_pyramid(connection: Connection, recipe: Recipe, volume: int, level: int) -> tuple[dict[str, Any], list[str]]:
@@ -357,9 +366,13 @@ class _BlockRun:
         outside: np.ndarray | None,
         journal: JournalSummary,
         on_finished: Callable[[dict[str, Any], Progress], None],
+        on_failed: Callable[[dict[str, Any]], None],
+        max_failures: int | None,
     ) -> None:
         self._sequence = BlockSequence(tuple(recipe.plan for recipe in recipes))
         self._token, self._scratch, self._on_finished = recipes[0].token, recipes[0].scratch, on_finished
+        self._on_failed, self._max_failures = on_failed, max_failures
+        self._names = [recipe.volume.name for recipe in recipes] if len(recipes) > 1 else [""]
         self._window = _Window(connection, max(2 * connection.slots, connection.slots + 2))
         state = FINISHED * np.frombuffer(journal.finished, np.uint8)
         self._state = bytearray(state if outside is None else state | OUTSIDE * outside.astype(np.uint8))
@@ -387,6 +400,8 @@ class _BlockRun:
             if not self._window.pending:
                 break
             self._receive(self._window.next())
+        if not exhausted and not self._is_disk_full:
+            self.progress.errors.append(f"{self.progress.blocks_failed} blocks failed, and no others were begun.")
         return self.progress
 
     @property
@@ -394,6 +409,8 @@ class _BlockRun:
         p = self.progress
         if self._is_disk_full:
             return True
+        if self._max_failures is not None:
+            return p.blocks_failed > self._max_failures
         return p.blocks_failed >= HOPELESS and p.blocks_failed > p.blocks_finished - self._n_outside
 
     def _receive(self, ended: _Ended) -> None:
@@ -487,9 +504,20 @@ class _BlockRun:
         self._state[task.index] |= FAILED
         self._is_disk_full |= is_disk_full(ended.error)
         self.progress.blocks_failed += 1
-        self.progress.errors.append(_failure(f"block {task.index}", ended))
+        place = self._place(task)
+        self.progress.errors.append(_failure(f"block {task.index} ({place})", ended))
+        self._on_failed({"block": task.index, "place": place, "cause": str(ended.error)[:MAX_CAUSE]})
         for neighbour in self._upper(task).values():
             self._merge_if_ready(neighbour)
+
+    def _place(self, task: BlockTask) -> str:
+        """Return the place of a block in words: voxels of the input, and what tells it from others at the same place."""
+        plan = self._sequence.plans[task.volume]
+        parts = [f"{axis} {a}:{b}" for axis, a, b in zip("zyx", task.core.start, task.core.stop, strict=True)]
+        parts += [f"timepoint {task.timepoint}"] if len(plan.timepoints) > 1 else []
+        parts += [f"channel {task.channel}"] if len(plan.channels) > 1 else []
+        parts += [self._names[task.volume]] if len(self._sequence.plans) > 1 else []
+        return ", ".join(parts)
 
     def _lower(self, task: BlockTask) -> dict[Triple, int]:
         """Return the lower neighbours whose overlap slabs a block adds, by the direction from them to it."""

@@ -139,6 +139,7 @@ class OpenRun:
             # A folder of this very run: a task that outlived the driver of another one writes elsewhere.
             scratch=str(self.ledger.path / "scratch" / self.record.digest),
             refuses_absent=facts.config.missing == "error",
+            syncs=facts.config.fsync,
             threads=threads,
         )
         members = zip(facts.volumes, facts.plans, facts.images.outputs(self.output), strict=True)

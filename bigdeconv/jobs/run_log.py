@@ -18,6 +18,9 @@ _SILOS = ("distributed.client", "distributed.scheduler", "distributed.worker", "
 class _RunLog(logging.FileHandler):
     """A log whose failure does not stop the run: a full disk fails a block first, and that is reported."""
 
+    def setLevel(self, level: int | str) -> None:
+        """Keep the level: each of Dask's nannies that starts silences all handlers that write to a stream."""
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; the first one opens the file."""
         with suppress(OSError):

@@ -48,6 +48,7 @@ def status_of(journal: JournalSummary, *, is_running: bool) -> dict[str, Any]:
         "blocks_done": journal.blocks_finished,
         "blocks_skipped": journal.blocks_skipped,
         "blocks_failed": journal.blocks_failed,
+        "failures": list(journal.failures.values()),
     }
 
 

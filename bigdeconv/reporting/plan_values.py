@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bigdeconv.jobs.space import space_of
+
 if TYPE_CHECKING:
     from bigdeconv.jobs.facts import JobPlan
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 def plan_values(plan: JobPlan) -> dict[str, Any]:
     """Return a plan as plain values; shapes in voxels z y x, sizes in bytes, times in seconds."""
     facts, largest = plan.facts, plan.facts.largest_plan
+    space = space_of(facts)
     return {
         "volumes": len(facts.volumes),
         "n_blocks": facts.n_blocks,
@@ -28,6 +31,9 @@ def plan_values(plan: JobPlan) -> dict[str, Any]:
         "device_memory": dict(largest.device_memory),
         "peak_bytes_driver": sum(size for _, size in plan.driver_memory),
         "driver_memory": dict(plan.driver_memory),
+        "output_bytes": space.output_bytes,
+        "output_files": space.n_files,
+        "output_folders": space.n_folders,
         "rim_bytes": largest.overlap_bytes if largest.has_overlaps else 0,
         "read_amplification": round(largest.read_amplification, 3),
         "compute_amplification": round(largest.compute_amplification, 3),

@@ -20,6 +20,7 @@ import numpy as np
 
 from bigdeconv.errors import InvalidInputError, StoreError
 from bigdeconv.geometry import Box, ceil_div
+from bigdeconv.storage.atomic import synced
 from bigdeconv.storage.locations import is_remote, open_array, reported, resolve_location
 from bigdeconv.storage.seals import marked
 
@@ -141,7 +142,9 @@ def write_region(location: str | Path, array_path: str, index: tuple[int | slice
         array[index] = data
 
 
-def files_of_region(location: str | Path, array_path: str, index: tuple[int | slice, ...]) -> list[FileMark]:
+def files_of_region(
+    location: str | Path, array_path: str, index: tuple[int | slice, ...], *, syncs: bool = False
+) -> list[FileMark]:
     """Return the files of a local array that hold a region, as they are now; zarr writes none for a chunk of fill.
 
     Parameters
@@ -152,6 +155,8 @@ def files_of_region(location: str | Path, array_path: str, index: tuple[int | sl
         The array inside the group.
     index : tuple of int or slice
         As for `write_region`.
+    syncs : bool
+        Have the files, and the entries of the folders above them, on disk first.
     """
     where = resolve_location(location)
     array = _open_cached(where, array_path, writable=True)
@@ -162,7 +167,13 @@ def files_of_region(location: str | Path, array_path: str, index: tuple[int | sl
     places = product(*(range(p.start // n, ceil_div(p.stop, n)) for p, n in zip(parts, per_file, strict=True)))
     names = (f"{array_path}/{array.metadata.encode_chunk_key(place)}" for place in places)
     with reported("read", where, array_path):
-        return [mark for name in names if (mark := marked(Path(where), name)) is not None]
+        marks = [mark for name in names if (mark := marked(Path(where), name)) is not None]
+        if syncs:
+            files = [Path(mark.name) for mark in marks]
+            folders = {folder for file in files for folder in file.parents}
+            for path in (*files, *sorted(folders, reverse=True)):
+                synced(Path(where) / path)
+    return marks
 
 
 def sweep_partial(path: Path) -> int:

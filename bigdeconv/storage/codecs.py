@@ -20,6 +20,21 @@ def compressors(zarr_format: Literal[2, 3]) -> Any:
     return [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
 
 
+def compressed_share(values: np.ndarray) -> float:
+    """Return the bytes of some voxels in chunks of an output over those in memory.
+
+    Examples
+    --------
+    >>> compressed_share(np.zeros((64, 64, 64), np.uint16)) < 0.01
+    True
+    """
+    store = MemoryStore()
+    chunks = tuple(min(n, 64) for n in values.shape)
+    array = zarr.create_array(store, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressors(3))
+    array[...] = values
+    return float(array.nbytes_stored() / values.nbytes)
+
+
 def seconds_per_voxel(edge: int = 64) -> tuple[float, float]:
     """Measure the CPU time of decoding and encoding noisy 16-bit chunks with the output's codecs, zarr's own part included.
 

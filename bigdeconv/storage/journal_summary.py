@@ -24,7 +24,7 @@ SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "wr
 """Kinds of work whose time is added up over all workers."""
 VOXELS = ("voxels", "not_finite", "fill", "hot", "negative", "clipped")
 """Kinds of voxels that are counted."""
-_PLAIN = ("blocks_failed", "voxels", "seconds", "wall_seconds", "complete", "closed")
+_PLAIN = ("voxels", "seconds", "wall_seconds", "complete", "closed")
 """Sums that a snapshot holds as they are."""
 _WRITTEN = frozenset({"n_bytes", "checksum", "writer"})
 
@@ -46,8 +46,8 @@ class JournalSummary:
     """1 for each block that the journal has, by its index."""
     blocks_finished: int = field(init=False)
     blocks_skipped: int = field(init=False)
-    blocks_failed: int = 0
-    """As the last driver left it; 0 once another has gone on."""
+    failures: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Place and cause of each block that failed and is not finished since, by its index."""
     retried: set[int] = field(default_factory=set)
     """Finished blocks that took more than one attempt: a worker that was stopped may write an earlier one after all."""
     retried_levels: set[tuple[int, int]] = field(default_factory=set)
@@ -91,6 +91,11 @@ class JournalSummary:
             end = place
         return end
 
+    @property
+    def blocks_failed(self) -> int:
+        """Number of blocks that failed and are not finished since."""
+        return len(self.failures)
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Add one record.
 
@@ -106,12 +111,15 @@ class JournalSummary:
                 self._add_level(record)
             elif "forgotten" in record:
                 self._forget(record["forgotten"])
+            elif "failure" in record:
+                failure = dict(record["failure"])
+                self.failures[self._index(failure)] = failure
             elif "present" in record:
                 self.absent.found(int(record["volume"]), record["present"])
             elif "complete" in record:
                 # A block whose line was lost is missing, whatever a later line says.
                 self.complete = bool(record["complete"]) and self.blocks_finished == self.n_blocks
-                self.blocks_failed, self.closed = int(record["failed"]), True
+                self.closed = True
                 self.wall_seconds += record.get("seconds", 0.0)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise StoreError(f"output: the journal holds a record that is none ({error}); {_ANEW}.") from error
@@ -119,7 +127,11 @@ class JournalSummary:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return the sums as arrays."""
         plain = {name: getattr(self, name) for name in _PLAIN} | {"levels": sorted(self.levels)}
-        plain |= {"retried": sorted(self.retried), "retried_levels": sorted(self.retried_levels)}
+        plain |= {
+            "failures": list(self.failures.values()),
+            "retried": sorted(self.retried),
+            "retried_levels": sorted(self.retried_levels),
+        }
         plain |= {"blocks_finished": self.blocks_finished, "blocks_skipped": self.blocks_skipped}
         arrays = {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
         arrays["finished"] = np.packbits(np.frombuffer(self.finished, np.uint8))
@@ -133,6 +145,7 @@ class JournalSummary:
         """Take over the sums of a snapshot."""
         plain = json.loads(arrays["plain"].tobytes())
         self.levels = {(volume, level) for volume, level in plain.pop("levels")}
+        self.failures = {failure["block"]: failure for failure in plain.pop("failures")}
         self.retried = set(plain.pop("retried"))
         self.retried_levels = {(volume, level) for volume, level in plain.pop("retried_levels")}
         for name, value in plain.items():
@@ -151,7 +164,7 @@ class JournalSummary:
     def _add_block(self, record: Mapping[str, Any]) -> None:
         index = self._index(record)
         self.complete = self.closed = False
-        self.blocks_failed = 0
+        self.failures.pop(index, None)
         if self.finished[index]:
             return
         volume = self.volume_of(index)

@@ -37,8 +37,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     assert isinstance(extra, dict)
     many = name == "psf"
     metavar = str(extra["metavar"] or "TEXT")
+    flag = f"--{name.replace('_', '-')}"
     option = typer.Option(
-        f"--{name.replace('_', '-')}",
+        f"{flag}/--no-{flag[2:]}" if field.default is True else flag,
         help=_help(field, metavar),
         metavar=metavar,
         rich_help_panel=str(extra["panel"]),

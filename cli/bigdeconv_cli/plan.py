@@ -110,6 +110,10 @@ def _plan_text(s: dict[str, Any]) -> str:
         *(("", f"  {size(n):>10}  {name}") for name, n in s["memory"].items()),
         *(("", f"  {size(n):>10}  on the GPU: {name}") for name, n in s["device_memory"].items()),
         ("driver", f"{size(s['peak_bytes_driver'])} while it calibrates"),
+        (
+            "output",
+            f"at most {size(s['output_bytes'])} before compression, {s['output_files']} files and {s['output_folders']} folders",
+        ),
         ("scratch", f"{size(s['rim_bytes'])} of overlap slabs at most"),
         (
             "time",

@@ -18,6 +18,9 @@ from bigdeconv_cli.settings import ConfigFile, Input, Json, Output, resolved
 if TYPE_CHECKING:
     from bigdeconv.pipeline import RunSummary
 
+MAX_ERRORS = 10
+"""Errors that are printed."""
+
 
 @job_options
 def run(
@@ -26,6 +29,7 @@ def run(
     settings: dict[str, Any],
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished output of the same job.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin though the disk is likely to fill up.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -40,7 +44,7 @@ def run(
     from bigdeconv import pipeline
 
     with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
-        summary = pipeline.run(job, resume=resume, overwrite=overwrite, events=reporter.events)
+        summary = pipeline.run(job, resume=resume, overwrite=overwrite, force=force, events=reporter.events)
         reporter.finished(summary)
     _finish(summary, as_json=as_json)
 
@@ -90,8 +94,10 @@ def _finish(summary: RunSummary, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**asdict(summary), "complete": summary.complete}))
     else:
-        for error in summary.errors:
+        for error in summary.errors[:MAX_ERRORS]:
             print(f"bigdeconv: {error}", file=sys.stderr)
+        if (n_more := len(summary.errors) - MAX_ERRORS) > 0:
+            print(f"bigdeconv: and {n_more} more; `bigdeconv report {summary.output}` lists them.", file=sys.stderr)
         print(_closing(summary))
     if not summary.complete:
         raise typer.Exit(Exit.INCOMPLETE)

@@ -21,6 +21,7 @@ def test_status_and_validate_of_a_finished_run(finished):
         "blocks_done": 2,
         "blocks_skipped": 0,
         "blocks_failed": 0,
+        "failures": [],
     }
     assert bigdeconv("status", finished).stdout == "complete: 2 of 2 blocks\n"
     assert bigdeconv("status", finished, "--watch").stdout == "complete: 2 of 2 blocks\n"

@@ -52,14 +52,14 @@ def test_a_block_that_failed_leaves_its_traceback_in_the_log_and_one_sentence_on
     options = ("--psf", long_source[1], *RL, "--block-shape", "8,32,32", "--output-scale", "8")
     result = bigdeconv("run", image, output, *options, "--scheduler", cluster_address)
     assert result.exit_code == 4
-    (sentence,) = re.findall(r"^bigdeconv: (block 2: .*)$", result.stderr, re.MULTILINE)
+    (sentence,) = re.findall(r"^bigdeconv: (block 2 \(z 0:8, y 0:32, x 64:96\): .*)$", result.stderr, re.MULTILINE)
     assert "Traceback" not in result.stderr + result.stdout
-    assert found(r"ERROR bigdeconv\.engine\.schedule: block 2 failed$", output)
-    (trace,) = re.findall(r"block 2 failed\n(Traceback .*?)(?=\n\d{4}-)", make.log_of(output), re.DOTALL)
+    assert found(r"ERROR bigdeconv\.engine\.schedule: block 2 \(z 0:8, y 0:32, x 64:96\) failed$", output)
+    (trace,) = re.findall(r"block 2 \(.*\) failed\n(Traceback .*?)(?=\n\d{4}-)", make.log_of(output), re.DOTALL)
     # From the worker's task down to where the chunk was read, and last what the terminal has said.
     for place in ("in solve\n", "in solve_block\n", "in read_box\n"):
         assert place in trace
-    assert trace.splitlines()[-1].endswith(sentence.removeprefix("block 2: "))
+    assert trace.splitlines()[-1].endswith(sentence.partition("): ")[2])
     assert found(r"INFO bigdeconv\.pipeline: \d of 8 blocks done, \d failed$", output)
     # What goes on is appended.
     before = make.log_of(output)

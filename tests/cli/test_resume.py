@@ -109,7 +109,9 @@ def test_an_unreadable_chunk_costs_its_blocks_and_no_more(blend, long_source, cl
 
     result = bigdeconv("run", image, output, *job)
     assert result.exit_code == 4
-    assert re.search(r"bigdeconv: block 2: .*cannot read array '0' of .*in\.zarr", result.stderr)
+    assert re.search(
+        r"bigdeconv: block 2 \(z 0:8, y 0:32, x 64:96\): .*cannot read array '0' of .*in\.zarr", result.stderr
+    )
     assert f"bigdeconv resume {output}" in result.stdout
     status = make.one_object(bigdeconv("status", output, "--json").stdout)
     assert status["state"] == "incomplete"

@@ -138,8 +138,9 @@ def test_what_another_driver_has_appended_counts_once_the_lock_is_taken(interrup
     with run.writing():
         assert run.journal.blocks_finished == done + 1
         assert run.journal.finished[missing]
-        run.append({"complete": False, "failed": 1, "seconds": 2.0})
-    assert reads == {("record", ends_of(interrupted.output)[-2]): 1}
+        run.append({"failure": {"block": 3, "place": "z 0:8", "cause": "unread"}})
+        run.append({"complete": False, "seconds": 2.0})
+    assert reads == {("record", ends_of(interrupted.output)[-3]): 1}
     assert (run.state, run.journal.blocks_failed) == ("incomplete", 1)
     again = OpenRun.open(interrupted.output)
     assert again.journal.finished == run.journal.finished

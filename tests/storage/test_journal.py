@@ -36,7 +36,9 @@ def records(draw):
     """Draw the records of a run: blocks, some forgotten and done again, levels and closings."""
     found, done = [], {}
     for _ in range(draw(st.integers(0, 30))):
-        kind = draw(st.sampled_from(["block", "block", "block", "forgotten", "level", "present", "complete"]))
+        kind = draw(
+            st.sampled_from(["block", "block", "block", "forgotten", "level", "present", "complete", "failure"])
+        )
         if kind == "block":
             found.append(draw(blocks()))
             done.setdefault(found[-1]["block"], found[-1])
@@ -47,7 +49,9 @@ def records(draw):
         elif kind == "present":
             found.append({"volume": 0, "present": [[3, 50]]})
         elif kind == "complete":
-            found.append({"complete": True, "failed": draw(st.integers(0, 3)), "seconds": 2.0})
+            found.append({"complete": True, "seconds": 2.0})
+        elif kind == "failure":
+            found.append({"failure": {"block": draw(st.integers(0, N_BLOCKS - 1)), "cause": "unread"}})
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,8 @@ _SETTINGS: dict[str, Any] = {
     # times fewer faults.  The C library reads this when a process starts, so a worker cannot set it for itself.
     "distributed.nanny.pre-spawn-environ": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
 }
+_NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+_LOGGERS = ("distributed", "distributed.client", "distributed.scheduler", "distributed.worker", "distributed.nanny")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Connection:
 
 
 @contextmanager
-def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]:
+def connect(scheduler: str | None, resources: Resources, *, serves_dashboard: bool = True) -> Iterator[Connection]:
     """Start a local cluster, or join the one at an address or in a scheduler file.
 
     Parameters
@@ -76,19 +79,25 @@ def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]
         Address or scheduler file; None for a cluster on this machine.
     resources : Resources
         Workers of a local cluster.
+    serves_dashboard : bool
+        Whether a local cluster serves Dask's pages.
 
     Raises
     ------
     ClusterLostError
         If there is no scheduler, or it has no workers within a minute.
     """
-    with dask.config.set(_SETTINGS):
+    with dask.config.set(_SETTINGS), _off_the_terminal():
         if scheduler is None:
-            with _started(resources) as cluster, Client(cluster, set_as_default=False) as client:
+            started = _started(resources, serves_dashboard=serves_dashboard)
+            with started as cluster, Client(cluster, set_as_default=False) as client:
                 client.wait_for_workers(resources.workers, timeout=120)
                 client.register_plugin(ShortMemory())
+                found = _connection(client, is_local=True)
                 yield replace(
-                    _connection(client, is_local=True), replace_dead_workers=partial(replace_dead_workers, cluster)
+                    found,
+                    dashboard=found.dashboard if serves_dashboard else "none is served",
+                    replace_dead_workers=partial(replace_dead_workers, cluster),
                 )
         else:
             with join(scheduler) as client:
@@ -96,10 +105,25 @@ def connect(scheduler: str | None, resources: Resources) -> Iterator[Connection]
 
 
 @contextmanager
-def _started(resources: Resources) -> Iterator[SpecCluster]:
+def _off_the_terminal() -> Iterator[None]:
+    """Keep Dask's own messages from the terminal: one sentence of ours says what a user can do, and a run's log has them all."""
+    handlers = {h for name in _LOGGERS for h in logging.getLogger(name).handlers if type(h) is logging.StreamHandler}
+    levels = {handler: handler.level for handler in handlers}
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
+
+
+@contextmanager
+def _started(resources: Resources, *, serves_dashboard: bool) -> Iterator[SpecCluster]:
     with ExitStack() as stack:
+        stack.enter_context(dask.config.set({} if serves_dashboard else _NO_PAGES))
         try:
-            cluster = stack.enter_context(local_cluster(resources))
+            cluster = stack.enter_context(local_cluster(resources, serves_dashboard=serves_dashboard))
         except (RuntimeError, OSError) as error:
             raise ClusterLostError(
                 f"cluster: workers cannot be started on this machine ({error}); check that DASK_TEMPORARY_DIRECTORY and TMPDIR "

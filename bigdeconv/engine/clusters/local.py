@@ -25,11 +25,17 @@ THREADS_PER_WORKER = 2
 """One restores a block while the other reads the next or writes the last."""
 
 
-def local_cluster(resources: Resources) -> SpecCluster:
+def local_cluster(resources: Resources, *, serves_dashboard: bool = True) -> SpecCluster:
     """Return a cluster that listens on loopback only, and speaks TLS; start it as a context manager.
 
     Every user of a node can reach its loopback, and whoever speaks to a Dask worker runs code as its owner.  The certificates are
     made for this cluster, and live in the memory of its processes only.
+
+    Parameters
+    ----------
+    resources : Resources
+    serves_dashboard : bool
+        Serve pages that any user of this machine can read.
     """
     _start_quiet_resource_tracker()
     logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)
@@ -37,12 +43,15 @@ def local_cluster(resources: Resources) -> SpecCluster:
     spoken = {"host": LOOPBACK, "protocol": "tls", "security": security}
     scheduler = {
         "cls": Scheduler,
-        "options": {**spoken, "port": 0, "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+        "options": {
+            **{**spoken, "port": 0, "dashboard": serves_dashboard},
+            "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT) if serves_dashboard else 0}",
+        },
     }
     workers = {
         i: {"cls": Nanny, "options": {**spoken, **_nanny_options(i, resources)}} for i in range(resources.workers)
     }
-    return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.ERROR)
+    return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=False)
 
 
 def replace_dead_workers(cluster: SpecCluster) -> None:
@@ -84,7 +93,8 @@ def _nanny_options(i: int, resources: Resources) -> dict[str, Any]:
         "env": environment,
         "memory_limit": 0,
         "dashboard": False,
-        "silence_logs": logging.ERROR,
+        # What fails a block reaches the driver, and its log, with the traceback.
+        "silence_logs": logging.CRITICAL,
         "preload": ["bigdeconv.engine.worker_preload"],
     }
 
