@@ -19,7 +19,7 @@ from bigdeconv.engine.clusters.connection import connect, cuda_devices, memory_l
 from bigdeconv.engine.plugins import installed
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
-from bigdeconv.errors import OutputExistsError, StoreError
+from bigdeconv.errors import BigdeconvError, OutputExistsError, StoreError
 from bigdeconv.jobs import preconditions
 from bigdeconv.jobs.facts import JobPlan
 from bigdeconv.jobs.integrity import (
@@ -34,7 +34,7 @@ from bigdeconv.jobs.integrity import (
 from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_digests, tune_job
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
-from bigdeconv.jobs.record import identity_of, record_of
+from bigdeconv.jobs.record import identity_of, input_digest, record_of
 from bigdeconv.jobs.run_log import logged_to
 from bigdeconv.jobs.space import require_space
 from bigdeconv.planning import seam_probes
@@ -187,7 +187,7 @@ def run(
         if continues:
             preconditions.require_idle(output)
             stored, damage = open_checked(output, reads=False)
-            identity = identity_of(job_plan, sample_digests(job_plan))
+            identity = identity_of(job_plan, sample_digests(job_plan.facts, job_plan.n_views))
             preconditions.require_same_job(stored.record.identity, identity)
             return _continue(stored, damage, events, scheduler=config.scheduler)
         events.phase("calibration")
@@ -493,37 +493,12 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
         _ensure_output(opened)
         recipes = opened.recipes(threads=facts.resources.threads if connection.is_local else None)
 
-        def on_finished(record: dict[str, Any], progress: Progress) -> None:
-            opened.append(record)
-            events.progressed(progress)
-
         with installed(connection.client, recipes):
             events.connected(connection.dashboard)
             events.phase("blocks")
-            for _ in range(MAX_ROUNDS):
-                progress = run_blocks(
-                    connection,
-                    recipes,
-                    opened.outside(),
-                    opened.journal,
-                    on_finished,
-                    lambda failure: opened.append({"failure": failure}),
-                    max_failures=facts.config.failures_allowed(facts.n_blocks),
-                )
-                if progress.blocks_finished == progress.blocks_total:
-                    progress.errors += _finish_levels(connection, recipes, opened, events)
-                if progress.blocks_finished < progress.blocks_total or progress.errors:
-                    break
-                late = read_too_early(opened).and_(overwritten(opened))
-                _forget(opened, late, events)
-                if not late:
-                    break
-                opened.ledger.drop_scratch()  # slabs may come from the same fill
-            else:
-                progress.errors.append(
-                    f"Files changed while they were written, {MAX_ROUNDS} times; does another program write here?"
-                )
-            summary = summarise(opened, progress)
+            progress = _compute(connection, recipes, opened, events)
+            input_changed = _input_has_changed(opened)
+            summary = summarise(opened, progress, input_changed=input_changed)
             if summary.complete:
                 opened.ledger.drop_scratch()
                 summary.errors += validate(opened.output)
@@ -532,9 +507,53 @@ def _execute(opened: OpenRun, events: Events, connection: Connection, damage: Da
                     events.phase("seams")
                 _add_certificate(summary, *_certify(connection, recipes, opened, facts.config.seam_probes))
             summary.seconds = round(time.monotonic() - started, 2)
-            opened.append({"complete": summary.complete, "counts": summary.counts, "seconds": summary.seconds})
+            closing = {"complete": summary.complete, "counts": summary.counts, "seconds": summary.seconds}
+            opened.append(closing | ({"input_changed": True} if input_changed else {}))
         LOGGER.info("%d of %d blocks done, %d failed", summary.blocks_done, summary.blocks_total, summary.blocks_failed)
     return summary
+
+
+def _compute(connection: Connection, recipes: tuple[Recipe, ...], opened: OpenRun, events: Events) -> Progress:
+    """Compute blocks and levels until nothing of what they were made from, and nothing that they wrote, has changed meanwhile."""
+    facts = opened.record.facts
+
+    def on_finished(record: dict[str, Any], progress: Progress) -> None:
+        opened.append(record)
+        events.progressed(progress)
+
+    def on_failed(failure: dict[str, Any]) -> None:
+        opened.append({"failure": failure})
+
+    limit = facts.config.failures_allowed(facts.n_blocks)
+    for _ in range(MAX_ROUNDS):
+        progress = run_blocks(
+            connection, recipes, opened.outside(), opened.journal, on_finished, on_failed, max_failures=limit
+        )
+        if progress.blocks_finished == progress.blocks_total:
+            progress.errors += _finish_levels(connection, recipes, opened, events)
+        if progress.blocks_finished < progress.blocks_total or progress.errors:
+            return progress
+        late = read_too_early(opened).and_(overwritten(opened))
+        _forget(opened, late, events)
+        if not late:
+            return progress
+        opened.ledger.drop_scratch()  # slabs may come from the same fill
+    progress.errors.append(
+        f"Files changed while they were written, {MAX_ROUNDS} times; does another program write here?"
+    )
+    return progress
+
+
+def _input_has_changed(opened: OpenRun) -> bool:
+    """Tell whether the samples, on which the numbers of the run rest, are others now; False where they cannot be read."""
+    facts = opened.record.facts
+    n_views = len(opened.ledger.arrays()[f"psf{facts.channels[0]}"])
+    try:
+        now = input_digest(facts, sample_digests(facts, n_views))
+    except BigdeconvError as error:  # an input that was archived, or is away just now
+        LOGGER.warning("the input could not be compared with itself: %s", error)
+        return False
+    return bool(now != opened.record.identity["input"])
 
 
 def _forget(opened: OpenRun, damage: Damage, events: Events) -> None:

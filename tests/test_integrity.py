@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import zarr
 
 import bigdeconv
 from bigdeconv import pipeline
@@ -375,8 +376,12 @@ def test_a_damaged_journal_is_refused_and_repaired(finished, interrupted, cluste
 
 
 @pytest.mark.parametrize("name", ["journal/000000.jsonl", "lock"])
-def test_a_missing_file_of_the_ledger_is_made_again(finished, interrupted, cluster_address, name):
-    (ledger_path(interrupted) / name).unlink()
+@pytest.mark.parametrize("kind", ["gone", "a folder"])
+def test_a_missing_file_of_the_ledger_is_made_again(finished, interrupted, cluster_address, name, kind):
+    path = ledger_path(interrupted) / name
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
     assert repair(interrupted, cluster_address).complete
     assert snapshot(interrupted) == snapshot(finished / "out.zarr")
 
@@ -393,7 +398,7 @@ def test_lines_that_say_nothing_new_do_no_harm(finished, interrupted, cluster_ad
 
 
 @pytest.mark.parametrize(
-    "record", [{"block": -1}, {"block": 12}, {"block": "3"}, {"block": None}, {"level": 1}, {"complete": True}]
+    "record", [{"block": -1}, {"block": 12}, {"block": "3"}, {"block": None}, {"level": 1}, {"failure": {"block": 12}}]
 )
 def test_a_record_that_cannot_be_is_refused(interrupted, cluster_address, record):
     rewritten(interrupted, lambda records: [*records, record])
@@ -555,3 +560,36 @@ class TestAbsentInput:
         for level in "012":
             assert snapshot(tmp_path / "out.zarr" / level) == snapshot(tmp_path / "whole.zarr" / level)
         assert pipeline.report(job["output"])["absent_input_files"] == 0
+
+
+@pytest.mark.parametrize("way", ["run", "resume"])
+def test_an_input_that_changes_under_a_run_is_told(finished, tmp_path, cluster_address, monkeypatch, way):
+    """The numbers that the data decided rest on other voxels then: by the end of the run, or of the one that goes on with it."""
+    plan = json.loads(plan_file(finished / "out.zarr").read_text())["facts"]["config"]
+    image = shutil.copytree(finished / "in.zarr", tmp_path / "in.zarr")
+    config = make_config(plan | {"input": str(image), "output": str(tmp_path / "out.zarr"), "psf": [plan["psf"][0]]})
+
+    def change(*_):
+        zarr.open_array(image / "0", mode="r+")[:] += 3
+
+    if way == "run":
+        monkeypatch.setattr(pipeline, "require_space", lambda *_, **__: change() or [])
+        summary = bigdeconv.run(config)
+    else:
+        assert not any("input has changed" in text for text in bigdeconv.run(config).warnings)
+        cut_to(tmp_path / "out.zarr", 5)
+        change()
+        summary = resume(tmp_path / "out.zarr", cluster_address)
+    assert summary.complete
+    assert any("The input has changed since the run began" in text for text in summary.warnings)
+    values = pipeline.report(tmp_path / "out.zarr")
+    assert values["good"] is False
+    assert any("The input has changed" in text for text in values["warnings"])
+
+
+def test_resume_may_repair(finished, output, cluster_address):
+    """`resume --repair` is the same function."""
+    make.flip(shards(output)[3])
+    os.utime(journal(output), (2**33, 2**33))
+    assert make.bigdeconv("resume", output, "--repair", "--scheduler", cluster_address).exit_code == 0
+    assert snapshot(output) == snapshot(finished / "out.zarr")

@@ -238,7 +238,7 @@ def mend_journal(output: Path) -> int:
     records.load(ledger)  # refuses a plan that has changed, or is of another schema
     with reported("write", str(ledger.path)):
         ledger.journal.create()
-        (ledger.path / "lock").touch()
+        ledger.lock.create()
     with ledger.writing():
         return ledger.journal.mend()
 

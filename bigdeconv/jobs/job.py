@@ -229,10 +229,9 @@ def _budget_seconds(plan: JobPlan) -> float:
     return max(LEAST_BUDGET_SECONDS, 3 * plan.seconds_per_block, of_run)
 
 
-def sample_digests(plan: JobPlan) -> dict[int, str]:
+def sample_digests(facts: JobFacts, n_views: int) -> dict[int, str]:
     """Return the checksum of each channel's samples: enough to identify a run, without choosing its numbers again."""
-    facts = plan.facts
-    return {n: Samples.read(_sampling(facts, n, plan.n_views)).digest for n in facts.channels}
+    return {n: Samples.read(_sampling(facts, n, n_views)).digest for n in facts.channels}
 
 
 def locations_read(facts: JobFacts) -> list[str]:

@@ -59,13 +59,9 @@ def record_of(job: Job) -> RunRecord:
 def identity_of(plan: JobPlan, sample_digests: dict[int, str]) -> dict[str, Any]:
     """Return what decides the numbers of a run: digests of its input, PSFs, model and mask, and its parameters."""
     facts = plan.facts
-    volumes = [
-        {k: v for k, v in asdict(volume).items() if k not in {"location", "name", "channels"}}
-        for volume in facts.volumes
-    ]
     outside = None if plan.outside is None else np.packbits(plan.outside).tobytes()
     return {
-        "input": _digest([volumes, facts.images.names, list(sample_digests.values())]),
+        "input": input_digest(facts, sample_digests),
         "psf": plan.psf_digest,
         "model": models.digest(plan.model) if plan.model else None,
         # A mask decides which blocks are left out: its place and its other voxels do not matter.
@@ -73,6 +69,15 @@ def identity_of(plan: JobPlan, sample_digests: dict[int, str]) -> dict[str, Any]
         "numerics": NUMERICS_VERSION,
         "parameters": facts.config.deciding() | ({} if outside is None else {"mask": "auto"}),
     }
+
+
+def input_digest(facts: JobFacts, sample_digests: dict[int, str]) -> str:
+    """Return what tells the input from another one: its metadata and samples of its voxels."""
+    volumes = [
+        {k: v for k, v in asdict(volume).items() if k not in {"location", "name", "channels"}}
+        for volume in facts.volumes
+    ]
+    return _digest([volumes, facts.images.names, list(sample_digests.values())])
 
 
 def arrays_of(plan: JobPlan) -> dict[str, np.ndarray]:

@@ -42,7 +42,13 @@ def logged_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
     handler.addFilter(_is_relevant)
     # Some of Dask's loggers hand nothing on to those above them.
-    names = ["bigdeconv", "distributed", *(n for n in _SILOS if not logging.getLogger(n).propagate)]
+    names = [
+        "bigdeconv",
+        "distributed",
+        "asyncio",
+        "tornado.application",
+        *(n for n in _SILOS if not logging.getLogger(n).propagate),
+    ]
     loggers = [logging.getLogger(name) for name in names]
     own, level = loggers[0], loggers[0].level
     own.setLevel(min(logging.INFO, level or logging.INFO))

@@ -61,7 +61,13 @@ def _absent_warnings(run: OpenRun) -> list[str]:
     return found
 
 
-def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
+INPUT_CHANGED = (
+    "The input has changed since the run began: its numbers rest on other voxels, and blocks of two kinds may meet. Compute "
+    "everything again with --overwrite."
+)
+
+
+def summarise(run: OpenRun, progress: Progress | None = None, *, input_changed: bool = False) -> RunSummary:
     """Return the summary of a run, with warnings that follow from its voxel counts.
 
     Parameters
@@ -69,6 +75,8 @@ def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
     run : OpenRun
     progress : Progress, optional
         Of the driver that has just ended; without it the journal alone counts.
+    input_changed : bool
+        Whether this driver has found the input changed.
     """
     voxels, warnings = run.journal.voxels, list(run.record.warnings)
     counts = {name: n for name, n in voxels.items() if n and name != "voxels"}
@@ -76,6 +84,7 @@ def summarise(run: OpenRun, progress: Progress | None = None) -> RunSummary:
         warnings.append(
             f"{counts['clipped']} voxels were brighter than uint16 can store and are clipped; lower --output-scale."
         )
+    warnings += [INPUT_CHANGED] if input_changed or run.journal.input_changed else []
     warnings += _absent_warnings(run)
     share = counts.get("negative", 0) / max(voxels["voxels"], 1)
     if share > MAX_NEGATIVE_SHARE and not any("camera offset" in w for w in warnings):

@@ -8,6 +8,7 @@ from bigdeconv.jobs.integrity import absent_by_volume
 from bigdeconv.jobs.output_metadata import attributes_of
 from bigdeconv.jobs.state import status_of
 from bigdeconv.reporting import certificate
+from bigdeconv.reporting.status import INPUT_CHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,14 +30,15 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
         Failures of probes.
     """
     status, attributes = status_of(run.journal, is_running=run.is_running), attributes_of(run.record)
-    good = status["state"] == "complete" and (seams is None or seams["within_tolerance"] is not False)
+    changed = [INPUT_CHANGED] if run.journal.input_changed else []
+    good = status["state"] == "complete" and not changed and (seams is None or seams["within_tolerance"] is not False)
     blocks = f"{status['state']}: {status['blocks_done']} of {status['blocks_total']} blocks."
     return {
         "name": run.output.name,
         **status,
         "good": good,
         "verdict": f"{blocks} {certificate.verdict(seams)}".rstrip(),
-        "warnings": [*run.record.warnings, *errors, *certificate.warnings(seams)],
+        "warnings": [*changed, *run.record.warnings, *errors, *certificate.warnings(seams)],
         "seams": seams,
         "work": _work_values(run.journal),
         "absent_input_files": sum(absent_by_volume(run).values()),

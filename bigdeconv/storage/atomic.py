@@ -69,6 +69,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def made_a_file(path: Path) -> None:
+    """Make an empty file unless there is one; an empty folder in its place is removed."""
+    if path.is_dir():
+        path.rmdir()
+    path.touch()
+
+
 def synced(path: Path) -> None:
     """Have a file's contents, or a folder's entries, on disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bigdeconv.errors import StoreError
-from bigdeconv.storage.atomic import replaced_file, synced
+from bigdeconv.storage.atomic import made_a_file, replaced_file, synced
 from bigdeconv.storage.locations import reported
 from bigdeconv.storage.seals import sealed_line, unsealed
 
@@ -63,7 +63,7 @@ class Journal:
     def create(self) -> None:
         """Make an empty journal, or what is missing of one."""
         self.folder.mkdir(exist_ok=True)
-        self._path(0).touch()
+        made_a_file(self._path(0))
 
     def records(self, start: Position = BEGINNING) -> Iterator[tuple[dict[str, Any], Position]]:
         """Yield the records and where each ends; an incomplete last line is left out.

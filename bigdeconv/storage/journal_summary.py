@@ -24,7 +24,7 @@ SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "wr
 """Kinds of work whose time is added up over all workers."""
 VOXELS = ("voxels", "not_finite", "fill", "hot", "negative", "clipped")
 """Kinds of voxels that are counted."""
-_PLAIN = ("voxels", "seconds", "wall_seconds", "complete", "closed")
+_PLAIN = ("voxels", "seconds", "wall_seconds", "complete", "closed", "input_changed")
 """Sums that a snapshot holds as they are."""
 _WRITTEN = frozenset({"n_bytes", "checksum", "writer"})
 
@@ -55,6 +55,8 @@ class JournalSummary:
     """Volume and number of each level that was made in a pass of its own."""
     voxels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VOXELS, 0))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
+    input_changed: bool = False
+    """Whether a driver has found that the input is another one than that which the run began with."""
     wall_seconds: float = 0.0
     """Of all drivers together."""
     complete: bool = False
@@ -120,6 +122,7 @@ class JournalSummary:
                 # A block whose line was lost is missing, whatever a later line says.
                 self.complete = bool(record["complete"]) and self.blocks_finished == self.n_blocks
                 self.closed = True
+                self.input_changed |= bool(record.get("input_changed"))
                 self.wall_seconds += record.get("seconds", 0.0)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise StoreError(f"output: the journal holds a record that is none ({error}); {_ANEW}.") from error

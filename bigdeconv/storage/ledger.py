@@ -100,7 +100,7 @@ class Ledger:
                 sealed = {**plan, "files": files}
                 (building / "plan.json").write_text(json.dumps({**sealed, "seal": seal_of(sealed)}, indent=1))
                 Journal(building / ledger.journal.folder.name).create()
-                (building / "lock").touch()
+                DriverLock(building / "lock").create()
                 for file in building.glob("*.safetensors"):  # written for their owner alone
                     shutil.copymode(building / "plan.json", file)
         except (OSError, SafetensorError) as error:
@@ -118,9 +118,9 @@ class Ledger:
         """
         ledger = cls(output)
         if not (ledger.path / "plan.json").is_file():
-            raise StoreError(
-                f"output: {str(output)!r} has no ledger at {str(ledger.path)!r}; start it with `bigdeconv run`."
-            )
+            begun = f"its ledger {str(ledger.path)!r} has no plan; {_ANEW}."
+            never = f"it has no ledger at {str(ledger.path)!r}; start it with `bigdeconv run`."
+            raise StoreError(f"output: {str(output)!r} cannot be continued: {begun if ledger.path.exists() else never}")
         return ledger
 
     def plan(self) -> dict[str, Any]:

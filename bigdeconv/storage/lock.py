@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bigdeconv.errors import StoreError
+from bigdeconv.storage.atomic import made_a_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +63,17 @@ class DriverLock:
         """
         # A shared lock, which filelock does not offer for a file that may only be read: probes do not disturb one another, and
         # a network file system grants it to readers.
-        if not self._path.exists():  # nobody can hold it
+        if not self._path.is_file():  # nobody can hold it
             return False
-        with self._path.open() as lock:
-            try:
+        try:
+            with self._path.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    return True
-                raise StoreError(f"output: the lock {lock.name!r} cannot be looked at ({error}).") from error
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                return True
+            raise StoreError(f"output: the lock {str(self._path)!r} cannot be looked at ({error}).") from error
         return False
+
+    def create(self) -> None:
+        """Make the file, or what stands in its place to one."""
+        made_a_file(self._path)

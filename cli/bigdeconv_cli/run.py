@@ -61,9 +61,15 @@ def resume(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the contents of all files with what was written.")
     ] = False,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Make damaged or missing parts again, as `bigdeconv repair` does.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Continue an interrupted run from its stored plan; finished blocks are not computed again."""
+    if mend:
+        repair(output, scheduler, as_json)
+        return
     from bigdeconv import pipeline
 
     with reported(as_json=as_json, hint=lambda: _resume_hint(output)), Reporter(quiet=as_json) as reporter:
@@ -106,6 +112,8 @@ def _finish(summary: RunSummary, *, as_json: bool) -> None:
 def _closing(summary: RunSummary) -> str:
     skipped = f" ({summary.blocks_skipped} empty)" if summary.blocks_skipped else ""
     blocks = f"{summary.blocks_done} of {summary.blocks_total} blocks{skipped}"
+    if not summary.complete and summary.blocks_done == summary.blocks_total:
+        return f"{blocks} done, but the output is not whole; go on with `bigdeconv repair {summary.output}`."
     if not summary.complete:
         return f"{blocks} done, {summary.blocks_failed} failed. {_resume_hint(summary.output)}"
     from bigdeconv.pipeline import seam_verdict

@@ -135,7 +135,7 @@ class TestContents:
 
     def of(self, folder, **settings):
         planned = plan_job(config_of(folder, **settings))
-        return identity_of(planned, sample_digests(planned))
+        return identity_of(planned, sample_digests(planned.facts, planned.n_views))
 
     def changed(self, before, after):
         return {name for name, value in after.items() if before[name] != value}

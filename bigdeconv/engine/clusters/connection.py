@@ -46,6 +46,7 @@ _SETTINGS: dict[str, Any] = {
     "distributed.nanny.pre-spawn-environ": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
 }
 _NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+_LOOPS = ("asyncio", "tornado.application")
 _LOGGERS = ("distributed", "distributed.client", "distributed.scheduler", "distributed.worker", "distributed.nanny")
 
 
@@ -111,9 +112,15 @@ def _off_the_terminal() -> Iterator[None]:
     levels = {handler: handler.level for handler in handlers}
     for handler in handlers:
         handler.setLevel(logging.CRITICAL + 1)
+    # What nobody handles Python prints; a cluster that is stopped in mid-task leaves answers that nobody waits for.
+    unheard = logging.NullHandler()
+    for name in _LOOPS:
+        logging.getLogger(name).addHandler(unheard)
     try:
         yield
     finally:
+        for name in _LOOPS:
+            logging.getLogger(name).removeHandler(unheard)
         for handler, level in levels.items():
             handler.setLevel(level)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import Counter
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -111,12 +113,19 @@ def _free_port(wanted: int) -> int:
 
 
 def _start_quiet_resource_tracker() -> None:
-    """Start the process that removes the semaphores of workers stopped in mid-block, without its warning about them."""
+    """Start the process that removes the semaphores of workers stopped in mid-block, without its warning about them.
+
+    It outlives a hangup of the terminal, as it does an interrupt: a second one would not know what the first has been told.
+    """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    in_main = threading.current_thread() is threading.main_thread()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN) if in_main else None
     try:
         resource_tracker.ensure_running()
     finally:
+        if in_main:
+            signal.signal(signal.SIGHUP, hangup)
         os.environ.pop("PYTHONWARNINGS")
         if before is not None:
             os.environ["PYTHONWARNINGS"] = before
