@@ -89,7 +89,7 @@ def cluster_address():
 def no_cluster(monkeypatch):
     """Let every attempt to start or join a cluster fail."""
 
-    def connect(*_):
+    def connect(*_, **__):
         raise AssertionError("a cluster is not needed for this")
 
     monkeypatch.setattr("bigdeconv.pipeline.connect", connect)

@@ -47,7 +47,8 @@ class TestWriters:
     def test_every_shard_of_every_level_is_written_once(self, tmp_path_factory, request, random):
         plan = plan_for(request)
         recipe = SimpleNamespace(
-            plan=plan, output=str(tmp_path_factory.mktemp("output") / "out.zarr"), output_axes=tuple("zyx"), output_dtype="<u2"
+            plan=plan, output=str(tmp_path_factory.mktemp("output") / "out.zarr"), output_axes=tuple("zyx"), output_dtype="<u2",
+            syncs=False,
         )  # fmt: skip
         levels = tuple(
             LevelSpec(level.shape, level.chunk_shape, level.shard_shape, (1.0,) * 3, (0.0,) * 3)

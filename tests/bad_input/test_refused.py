@@ -322,7 +322,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_bad_input_is_refused_in_one_sentence_and_nothing_changes(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("bigdeconv.pipeline.connect", lambda *_: pytest.fail("it was not refused"))
+    monkeypatch.setattr("bigdeconv.pipeline.connect", lambda *_, **__: pytest.fail("it was not refused"))
     folder = tmp_path / "user"
     folder.mkdir()
     changed, words = case(folder)

@@ -136,7 +136,7 @@ class TestOwn:
             return sorted({name.partition(".")[0] for name in sys.modules})
 
         make.volume(tmp_path / "in.zarr", make.scene(8, 32, 64))
-        monkeypatch.setattr(pipeline, "connect", lambda *_: nullcontext(own))
+        monkeypatch.setattr(pipeline, "connect", lambda *_, **__: nullcontext(own))
         summary = bigdeconv.run(
             input=str(tmp_path / "in.zarr"),
             output=str(tmp_path / "out.zarr"),

@@ -86,7 +86,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(bits[0][volume], bits[1][volume])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(found=records(), per_segment=st.integers(1, 900), with_files=st.booleans())
 def test_a_snapshot_and_the_lines_after_it_are_all_lines(found, per_segment, with_files, tmp_path_factory):
     journal = Journal(tmp_path_factory.mktemp("run") / "journal")
@@ -271,7 +271,7 @@ class TestWrittenFiles:
 
 
 @given(numbers=st.sets(st.integers(0, 40_000)), gone=st.sets(st.integers(0, 40_000)))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_absent_files_are_a_set(numbers, gone):
     found = AbsentFiles((50_001,))
     found.note(0, as_ranges(numbers))
