@@ -154,7 +154,7 @@ def test_a_window_of_fill_costs_no_more_than_its_reading(tmp_path, monkeypatch):
     (recipe,) = make.start_job(make_config(job | {"block_shape": (16, 16, 16), "halo": (4, 4, 4), "blend": (0, 0, 0)}))
     first, data_mask = recipe.plan.task(0), recipe.channels[0].data_mask
     assert data_mask.fill == 0
-    counts = block._counts(recipe, 0, 0, first.read)
+    counts, _ = block._counts(recipe, 0, 0, first.read)
     _, weights, expected = prepare_views(counts, recipe.channels[0].camera, data_mask, first.core.slices)
     assert not weights.any()
     monkeypatch.delattr(block, "prepare_views")

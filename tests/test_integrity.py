@@ -472,7 +472,11 @@ class TestAbsentInput:
         (sentence,) = [w for w in summary.warnings if "absent" in w]
         assert sentence.startswith("1 of 27 files of ")
         assert self.CHUNK in sentence
-        assert pipeline.report(job["output"])["absent_input_files"] == 1
+        values = pipeline.report(job["output"])
+        assert values["absent_input_files"] == 1
+        (absent,) = values["absent_input"]
+        assert (absent["files"], absent["of"], len(absent["places"])) == (1, 27, 1)
+        assert "Files that the input lacks" in (ledger_path(job["output"]) / "report.html").read_text()
 
     def test_a_whole_input_says_nothing(self, job):
         summary = bigdeconv.run(**job)
@@ -504,7 +508,10 @@ class TestAbsentInput:
         shutil.rmtree(tmp_path / "in.zarr")
         make.volume(tmp_path / "in.zarr", make.scene(*SHAPE), chunk=(8, 8, 8), shard=(8, 16, 16))
         (tmp_path / "in.zarr" / self.CHUNK).write_bytes(b"")
-        summary = bigdeconv.run(**job)
+        with pytest.raises(StoreError, match=r"0/c/1/1/1' has no bytes"):
+            bigdeconv.run(**job)
+        assert not (tmp_path / "out.zarr").exists()
+        summary = bigdeconv.run(**job, output_scale=8)  # of which no sample is restored
         assert not summary.complete
         assert any("0/c/1/1/1' has no bytes" in error for error in summary.errors)
 

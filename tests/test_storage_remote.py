@@ -15,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from bigdeconv.calibration.samples import Samples, Sampling
 from bigdeconv.errors import StoreError
 from bigdeconv.geometry import Box
 from bigdeconv.storage.arrays import read_box, read_region, write_region
@@ -214,3 +215,50 @@ def test_a_remote_volume_that_changed_is_refused(http_url, volumes):
     info = describe(f"{http_url}/plain.zarr")
     with pytest.raises(StoreError, match="describe it again"):
         read_box(replace(info, shape=(2, 9, 10, 12)), BOX)
+
+
+@pytest.fixture
+def flaky_url(volumes):
+    """Address of a server that answers for a chunk wrongly the first time, and then as it should."""
+    asked: set[str] = set()
+
+    class Flaky(RangeHandler):
+        fault = "absent"
+
+        def do_GET(self):
+            is_chunk = "/c/" in self.path
+            if is_chunk and self.path not in asked:
+                asked.add(self.path)
+                if Flaky.fault == "absent":
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", "30")
+                self.end_headers()
+                self.wfile.write(b"<html>log in</html>" if Flaky.fault == "page" else b"cut")
+                self.close_connection = True
+                return
+            super().do_GET()
+
+    server = Server(("127.0.0.1", 0), partial(Flaky, directory=volumes))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", Flaky
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("fault", ["absent", "cut off", "page"])
+def test_a_wrong_answer_is_asked_for_again_before_anything_rests_on_it(volumes, flaky_url, fault, monkeypatch):
+    url, handler = flaky_url
+    handler.fault = fault
+    monkeypatch.setattr("bigdeconv.storage.patience.PAUSES_SECONDS", (0.05, 0.05, 0.05))
+
+    def samples(location):
+        sampling = Sampling(((describe(location), (0,)),), channel=0, view_axis=None, n_views=1)
+        return Samples.read(sampling)
+
+    # Channel 0 has no fill: an absent chunk cannot be meant.
+    found, expected = samples(f"{url}/plain.zarr"), samples(volumes / "plain.zarr")
+    assert len(found.counts) == len(expected.counts)
+    for one, other in zip(found.counts, expected.counts, strict=True):
+        np.testing.assert_array_equal(one, other)

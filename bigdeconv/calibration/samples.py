@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -12,7 +13,9 @@ import numpy as np
 from bigdeconv.errors import StoreError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.planning.memory import SAMPLE_REGION, SAMPLED_VOXELS
-from bigdeconv.storage.arrays import read_box
+from bigdeconv.storage.absent import read_and_look
+from bigdeconv.storage.locations import is_remote
+from bigdeconv.storage.patience import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +29,8 @@ SAMPLED_VOLUMES = 8
 SAMPLED_TIMEPOINTS = 3
 """Largest number of time points of a volume that are sampled."""
 REGIONS_PER_AXIS = 3
+LOOK_AGAIN_SECONDS = 0.2
+"""Pause before a region that lacks files of a remote store is read again."""
 
 
 class SampleRegion(NamedTuple):
@@ -66,11 +71,22 @@ class Sampling:
                 yield SampleRegion(volume, timepoint, box)
 
     def read(self, region: SampleRegion) -> np.ndarray:
-        """Return the counts of a region, ``v z y x``."""
-        counts = read_box(
-            region.volume, region.box, timepoint=region.timepoint, channel=self.channel, view_axis=self.view_axis
-        )
+        """Return the counts of a region, ``v z y x``.
+
+        A server may cut an answer short, or say once that a chunk is not there which is: it is asked again.
+        """
+        if is_remote(region.volume.location):
+            counts, absent = patiently(lambda: self._read(region))
+            if absent:
+                time.sleep(LOOK_AGAIN_SECONDS)
+                counts, _ = patiently(lambda: self._read(region))
+        else:
+            counts, _ = self._read(region)
         return counts if self.view_axis else counts[None]
+
+    def _read(self, region: SampleRegion) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        volume, timepoint, box = region
+        return read_and_look(volume, box, timepoint=timepoint, channel=self.channel, view_axis=self.view_axis)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,6 @@ lower neighbours in, one write of whole shards per level.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,8 +20,8 @@ from bigdeconv.numerics import blending
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
 from bigdeconv.numerics.restoration import make_prior, restore
-from bigdeconv.storage.absent import absent_files, as_ranges, name_of, numbers_in
-from bigdeconv.storage.arrays import files_of_region, read_box, read_region, write_region
+from bigdeconv.storage.absent import as_ranges, name_of, numbers_in, read_and_look
+from bigdeconv.storage.arrays import files_of_region, read_region, write_region
 from bigdeconv.storage.overlaps import absent_from_overlap, read_overlap, write_overlap
 
 if TYPE_CHECKING:
@@ -142,8 +141,8 @@ def restore_window(
     stats: dict[str, Any] = {}
     with _WINDOWS, ExitStack() as turn:
         laps = _Laps(stats)
-        counts = _counts(recipe, timepoint, channel, window)
-        stats |= _absent(recipe, timepoint, channel, window, counts)
+        counts, absent = _counts(recipe, timepoint, channel, window)
+        stats |= absent
         laps.end("read")
         if data_mask.fill is not None and all((view == data_mask.fill).all() for view in counts):
             n = len(counts) * owned.size
@@ -167,27 +166,16 @@ def restore_window(
         return estimate, weights, stats
 
 
-def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> np.ndarray:
-    """Return the counts of a data window, ``v z y x``."""
-    counts = read_box(recipe.volume, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
-    return counts if recipe.view_axis else counts[None]
-
-
-def _absent(recipe: Recipe, timepoint: int, channel: int, window: Box, counts: np.ndarray) -> dict[str, Any]:
-    """Return the files of the input that are absent from a window, as a statistic; none is looked for where nothing is fill."""
+def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the counts of a data window, ``v z y x``, and the files of the input that it lacks, as a statistic."""
     info = recipe.volume
-    fill = info.fill_value
-    is_fill = np.isnan(counts) if math.isnan(fill) else counts == fill
-    if not is_fill.any():
-        return {}
-    shown = is_fill if recipe.view_axis else is_fill[0]
-    found = absent_files(info, window, shown, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
-    if found and recipe.refuses_absent:
+    counts, absent = read_and_look(info, window, timepoint=timepoint, channel=channel, view_axis=recipe.view_axis)
+    if absent and recipe.refuses_absent:
         raise InvalidInputError(
-            f"input: {name_of(info, found[0][0])} of {info.location} is absent; restore it, or let absent chunks be fill with "
+            f"input: {name_of(info, absent[0][0])} of {info.location} is absent; restore it, or let absent chunks be fill with "
             "--missing fill."
         )
-    return {"absent": found} if found else {}
+    return (counts if recipe.view_axis else counts[None]), ({"absent": absent} if absent else {})
 
 
 def merge_block(

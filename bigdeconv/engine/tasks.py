@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bigdeconv.engine import block
 from bigdeconv.engine import probe as probing
-from bigdeconv.errors import DamagedOverlapError
 from bigdeconv.storage.attempts import Attempt
-from bigdeconv.storage.locations import is_disk_full
+from bigdeconv.storage.patience import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bigdeconv.engine.recipe import Recipe
     from bigdeconv.geometry import Box, Triple
     from bigdeconv.planning.blocks import BlockTask
@@ -23,38 +18,6 @@ if TYPE_CHECKING:
 
 RECIPES: dict[str, tuple[Recipe, ...]] = {}
 """Recipes on this worker, by token: one for each volume of the job."""
-
-
-PAUSES_SECONDS = (0.5, 2.0, 8.0)
-"""Pauses before a task is tried again that could not read or write: a mount that comes back needs a moment."""
-IMPATIENT_SECONDS = 60.0
-"""Time after a failure in spite of all pauses in which only the first is made: a store that is broken is not waited for at every
-block."""
-
-T = TypeVar("T")
-
-
-def _patiently(work: Callable[[], T]) -> T:
-    """Return the result of some work, tried again after pauses where the store fails."""
-    is_impatient = time.monotonic() - _Failures.latest < IMPATIENT_SECONDS
-    for pause in (*PAUSES_SECONDS[: 1 if is_impatient else None], None):
-        try:
-            return work()
-        except OSError as error:
-            if isinstance(error, DamagedOverlapError) or is_disk_full(error):
-                raise
-            if pause is None:
-                _Failures.latest = time.monotonic()
-                raise
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
-class _Failures:
-    """Failures of the store on this worker."""
-
-    latest = -math.inf
-    """Time of the latest that all pauses did not mend."""
 
 
 def solving(index: int) -> str:
@@ -68,21 +31,21 @@ def merging(index: int) -> str:
 
 
 def _begin(recipe: Recipe, task: str) -> Attempt:
-    return _patiently(lambda: Attempt.begin(recipe.scratch, task))
+    return patiently(lambda: Attempt.begin(recipe.scratch, task))
 
 
 def solve(token: str, task: BlockTask) -> block.Solved:
     """Solve a block."""
     recipe = RECIPES[token][task.volume]
     attempt = _begin(recipe, solving(task.index))
-    return _patiently(lambda: block.solve_block(recipe, task, attempt.require_standing))
+    return patiently(lambda: block.solve_block(recipe, task, attempt.require_standing))
 
 
 def merge(token: str, task: BlockTask, solved: block.Solved, overlaps: dict[Triple, int]) -> dict[str, Any]:
     """Merge and write a block."""
     recipe = RECIPES[token][task.volume]
     attempt = _begin(recipe, merging(task.index))
-    record = _patiently(lambda: block.merge_block(recipe, task, solved, overlaps, attempt.require_standing))
+    record = patiently(lambda: block.merge_block(recipe, task, solved, overlaps, attempt.require_standing))
     return record | ({"attempt": attempt.number} if attempt.number > 1 else {})
 
 
@@ -93,7 +56,7 @@ def downsample(
     recipe = RECIPES[token][volume]
     attempt = _begin(recipe, f"level-{volume}-{level}-{number}")
     stands = attempt.require_standing
-    return _patiently(lambda: block.downsample_region(recipe, level, timepoint, channel, box, stands)), attempt.number
+    return patiently(lambda: block.downsample_region(recipe, level, timepoint, channel, box, stands)), attempt.number
 
 
 def probe(token: str, seam: SeamProbe) -> SeamMeasurement:

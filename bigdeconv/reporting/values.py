@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bigdeconv.jobs.integrity import absent_by_volume
@@ -9,6 +10,7 @@ from bigdeconv.jobs.output_metadata import attributes_of
 from bigdeconv.jobs.state import status_of
 from bigdeconv.reporting import certificate
 from bigdeconv.reporting.status import INPUT_CHANGED
+from bigdeconv.storage.absent import n_files, region_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from bigdeconv.jobs.facts import JobFacts
     from bigdeconv.jobs.open_run import OpenRun
     from bigdeconv.storage.journal_summary import JournalSummary
+
+
+MAX_PLACES = 20
+"""Places of absent files that a report names."""
 
 
 def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[str] = ()) -> dict[str, Any]:
@@ -42,11 +48,27 @@ def report_values(run: OpenRun, seams: dict[str, Any] | None, errors: Sequence[s
         "seams": seams,
         "work": _work_values(run.journal),
         "absent_input_files": sum(absent_by_volume(run).values()),
+        "absent_input": _absent_values(run),
         "plan": _plan_values(run.record.facts),
         "channels": {number: _channel_values(values) for number, values in attributes["channels"].items()},
         "settings": {k: v for k, v in attributes["settings"].items() if v is not None},
         "versions": attributes["versions"] | {"digest": run.record.digest},
     }
+
+
+def _absent_values(run: OpenRun) -> list[dict[str, Any]]:
+    """Return, for each volume that lacks files, how many of them were read as fill, and where the first of them lie."""
+    found = []
+    for v, missing in absent_by_volume(run).items():
+        info = run.record.facts.volumes[v]
+        numbers = islice((int(n) for batch in run.journal.absent.batches(v) for n in batch), MAX_PLACES)
+        regions = (region_of(info, number) for number in numbers)
+        places = [", ".join(f"{axis} {r.start}:{r.stop}" for axis, r in region.items()) for region in regions]
+        total = n_files(info)
+        found.append(
+            {"input": info.location, "files": missing, "of": total, "share": missing / total, "places": places}
+        )
+    return found
 
 
 def _channel_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 
 from bigdeconv.errors import StoreError
 from bigdeconv.geometry import ceil_div
-from bigdeconv.storage.arrays import index_of_box, open_described
+from bigdeconv.storage.arrays import index_of_box, open_described, read_box
 from bigdeconv.storage.locations import is_remote, reported
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ Range = tuple[int, int]
 _ZYX = ("z", "y", "x")
 BATCH = 4096
 """Files that are looked for together."""
+MAX_READS = 3
+"""Times that a region is read again where a file that is there seems to hold nothing."""
 CONCURRENT = 64
 """Requests to a remote store at a time."""
 
@@ -77,40 +79,71 @@ class AbsentFiles:
             packed[first:last] = np.packbits(bits, bitorder="little")
 
 
-def absent_files(
-    info: VolumeInfo, box: Box, is_fill: np.ndarray, *, timepoint: int, channel: int | None, view_axis: str | None
-) -> list[Range]:
-    """Return the files of a box that are absent; those of which a voxel is no fill are not looked for.
+def read_and_look(
+    info: VolumeInfo, box: Box, *, timepoint: int, channel: int | None, view_axis: str | None
+) -> tuple[np.ndarray, list[Range]]:
+    """Read a box, and look for the files that it lacks.
+
+    A file of which nothing but fill was read is looked for.  If it is there, it may have been away for the moment of the read,
+    and so may a part of a remote shard: the box is read again, until two reads agree.
 
     Parameters
     ----------
-    info : VolumeInfo
-    box : Box
-        Region that was read, in voxels ``z y x``.
-    is_fill : ndarray of bool, ``v z y x`` or ``z y x``
-        Whether a voxel of it is fill.
-    timepoint, channel, view_axis
+    info, box, timepoint, channel, view_axis
         As for `bigdeconv.storage.arrays.read_box`.
+
+    Returns
+    -------
+    counts : ndarray, ``v z y x`` or ``z y x``
+    absent : list of (int, int)
+        Numbers of the files that are absent.
 
     Raises
     ------
     StoreError
-        If a file is there and empty: zarr reads it as fill, and nobody writes such a file on purpose.
+        If it cannot be read, or a file is there and empty: zarr reads it as fill, and nobody writes such a file on purpose.
     """
+    place = {"timepoint": timepoint, "channel": channel, "view_axis": view_axis}
+    counts = read_box(info, box, **place)  # type: ignore[arg-type]
     index = index_of_box(info, box, timepoint, channel, view_axis)
+    for _ in range(MAX_READS):
+        places = _places_of_fill(info, _file_shape(info), index, counts, view_axis)
+        sought = [int(np.ravel_multi_index(p, grid_shape(info))) for p in places]
+        there = are_there(info, sought)
+        absent = as_ranges(number for number, found in zip(sought, there, strict=True) if not found)
+        parts_in_doubt = info.shard_shape is not None and is_remote(info.location)
+        if not any(there) and not (
+            parts_in_doubt and _places_of_fill(info, info.chunk_shape, index, counts, view_axis)
+        ):
+            break
+        before, counts = counts, read_box(info, box, **place)  # type: ignore[arg-type]
+        if np.array_equal(before, counts, equal_nan=counts.dtype.kind == "f"):
+            break
+    return counts, absent
+
+
+def _places_of_fill(
+    info: VolumeInfo,
+    part_shape: tuple[int, ...],
+    index: tuple[int | slice, ...],
+    counts: np.ndarray,
+    view_axis: str | None,
+) -> list[tuple[int, ...]]:
+    """Return the places, in the grid of parts of a shape, of those of which a region holds nothing but fill."""
+    is_fill = np.isnan(counts) if math.isnan(info.fill_value) else counts == info.fill_value
+    if not is_fill.any():
+        return []
     parts = [range(i, i + 1) if isinstance(i, int) else range(i.start, i.stop) for i in index]
-    per_file, grid = _file_shape(info), grid_shape(info)
-    places = product(*(range(p.start // n, ceil_div(p.stop, n)) for p, n in zip(parts, per_file, strict=True)))
-    numbers = []
-    for place in places:
+    order = ((view_axis,) if view_axis else ()) + _ZYX
+    found = []
+    for place in product(*(range(p.start // n, ceil_div(p.stop, n)) for p, n in zip(parts, part_shape, strict=True))):
         inside = {
             axis: slice(max(i * n - p.start, 0), (i + 1) * n - p.start)
-            for axis, i, n, p in zip(info.axes, place, per_file, parts, strict=True)
+            for axis, i, n, p in zip(info.axes, place, part_shape, parts, strict=True)
         }
-        if is_fill[tuple(inside.get(axis, slice(None)) for axis in ((view_axis,) if view_axis else ()) + _ZYX)].all():
-            numbers.append(int(np.ravel_multi_index(place, grid)))
-    there = are_there(info, numbers)
-    return as_ranges(number for number, found in zip(numbers, there, strict=True) if not found)
+        if is_fill[tuple(inside.get(axis, slice(None)) for axis in order)].all():
+            found.append(place)
+    return found
 
 
 def grid_shape(info: VolumeInfo) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ class Stage:
         self._held, self._failing = {}, set()
         self._settings = SimpleNamespace(device=device)
         STAGES.append(self)
-        monkeypatch.setattr(block, "_counts", lambda _, n, *__: self._step("read", n, np.full((1, 1, 1, 1), n)))
+        monkeypatch.setattr(block, "_counts", lambda _, n, *__: (self._step("read", n, np.full((1, 1, 1, 1), n)), {}))
         monkeypatch.setattr(
             block, "prepare_views", lambda c, *_: (self._step("convert", c.item(), c), None, VoxelCounts())
         )
@@ -43,7 +43,6 @@ class Stage:
             block, "read_overlap", lambda _, n, *__: self._step("overlap", n, np.ones((1, 1, 1), np.float32))
         )
         monkeypatch.setattr(block, "_write_levels", lambda _, task, *__: self._step("write", task.index, []))
-        monkeypatch.setattr(block, "_absent", lambda *_: {})
         monkeypatch.setattr(block, "absent_from_overlap", lambda *_: [])
 
     def hold(self, step, n):
