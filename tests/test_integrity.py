@@ -511,7 +511,17 @@ class TestAbsentInput:
         with pytest.raises(StoreError, match=r"0/c/1/1/1' has no bytes"):
             bigdeconv.run(**job)
         assert not (tmp_path / "out.zarr").exists()
-        summary = bigdeconv.run(**job, output_scale=8)  # of which no sample is restored
+
+    def test_a_shard_that_is_cut_to_no_bytes_in_mid_run_fails_its_blocks(self, job, tmp_path, monkeypatch):
+        shutil.rmtree(tmp_path / "in.zarr")
+        make.volume(tmp_path / "in.zarr", make.scene(*SHAPE), chunk=(8, 8, 8), shard=(8, 16, 16))
+
+        def cut(*_, **__):
+            (tmp_path / "in.zarr" / self.CHUNK).write_bytes(b"")
+            return []
+
+        monkeypatch.setattr(pipeline, "require_space", cut)
+        summary = bigdeconv.run(**job)
         assert not summary.complete
         assert any("0/c/1/1/1' has no bytes" in error for error in summary.errors)
 

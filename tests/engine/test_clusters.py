@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -17,7 +19,7 @@ from bigdeconv.errors import BudgetError, ClusterLostError, InvalidInputError
 from bigdeconv.jobs import preconditions
 from bigdeconv.planning.resources import Resources
 from tests import make
-from tests.patience import seconds
+from tests.patience import seconds, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,38 @@ class TestOwn:
         (found,) = own.client.run(modules).values()
         assert {"bigdeconv", "torch", "zarr"} <= set(found)
         assert set(found) & {"ome_zarr", "skimage", "ome_zarr_models", "matplotlib", "pandas"} == set()
+
+
+HIDING = """
+import sys
+
+class Hider:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "bigdeconv":
+            raise ModuleNotFoundError("No module named 'bigdeconv'", name="bigdeconv")
+
+sys.meta_path.insert(0, Hider())
+from distributed.cli.dask_scheduler import main
+main()
+"""
+
+
+@pytest.mark.cluster
+def test_a_scheduler_without_the_package_is_refused(tmp_path):
+    file = tmp_path / "scheduler.json"
+    where = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen([sys.executable, "-c", HIDING, *where, "--port", "0"], **quiet)]
+    try:
+        wait_until(file.exists, 20)
+        worker = ["worker", *where, "--no-nanny", "--nthreads", "1"]
+        processes.append(subprocess.Popen([sys.executable, "-m", "dask", *worker], **quiet))
+        with (
+            pytest.raises(ClusterLostError, match="the cluster lacks the package 'bigdeconv'"),
+            connect(str(file), Resources()),
+        ):
+            pytest.fail("it was not refused")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

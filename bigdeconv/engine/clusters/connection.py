@@ -102,6 +102,7 @@ def connect(scheduler: str | None, resources: Resources, *, serves_dashboard: bo
                 )
         else:
             with join(scheduler) as client:
+                _require_package(client)
                 yield _connection(client, is_local=False)
 
 
@@ -146,14 +147,20 @@ def memory_limits(connection: Connection) -> list[int]:
 
 def cuda_devices(connection: Connection) -> dict[str, int]:
     """Return the number of CUDA devices that each worker sees, by its address."""
+    found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+    return found
+
+
+def _require_package(client: Client) -> None:
+    """Refuse a cluster of which the scheduler or a worker cannot import this package."""
     try:
-        found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+        client.run_on_scheduler(machine.memory_bytes)
+        client.run(machine.memory_bytes)
     except ModuleNotFoundError as error:
         raise ClusterLostError(
             f"scheduler: the cluster lacks the package {error.name!r}; install the same version of bigdeconv for the scheduler "
             "and its workers."
         ) from error
-    return found
 
 
 def _workers(client: Client) -> list[dict[str, Any]]:
