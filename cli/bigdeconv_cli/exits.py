@@ -64,9 +64,15 @@ def usage_error(message: str, *, as_json: bool = False) -> NoReturn:
     _fail(message, Exit.USAGE, as_json=as_json)
 
 
+def shortened(message: str) -> str:
+    """Return a message with its middle left out where it is long: a value from a file may have any length."""
+    if len(message) <= MAX_CHARACTERS:
+        return message
+    return f"{message[: MAX_CHARACTERS - 200]} … {message[-200:]}"
+
+
 def _fail(message: str, code: Exit, *, as_json: bool) -> NoReturn:
-    if len(message) > MAX_CHARACTERS:  # a value from a file may have any length
-        message = f"{message[: MAX_CHARACTERS - 200]} … {message[-200:]}"
+    message = shortened(message)
     if as_json:
         print(json.dumps({"error": message, "exit_code": int(code)}))
     else:

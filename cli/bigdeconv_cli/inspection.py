@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from bigdeconv_cli.exits import Exit, reported
+from bigdeconv_cli.exits import Exit, reported, shortened
 from bigdeconv_cli.settings import Json, Output
+
+MAX_PROBLEMS = 15
+"""Problems that are printed."""
 
 
 def status(
@@ -79,8 +82,10 @@ def validate(
     if as_json:
         print(json.dumps({"valid": not problems, "problems": problems}))
     else:
-        for problem in problems:
-            print(problem)
+        for problem in problems[:MAX_PROBLEMS]:
+            print(shortened(problem))
+        if (n_more := len(problems) - MAX_PROBLEMS) > 0:
+            print(f"and {n_more} more; --json lists them")
         print("not valid" if problems else "valid")
     if problems:
         raise typer.Exit(Exit.INVALID)

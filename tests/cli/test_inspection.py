@@ -77,3 +77,11 @@ def test_only_a_deep_look_finds_a_damaged_chunk(tmp_path):
     result = bigdeconv("validate", image, "--deep")
     assert result.exit_code == 3
     assert "cannot decode array '0'" in result.stdout
+
+
+def test_many_problems_are_not_all_printed(finished, monkeypatch):
+    monkeypatch.setattr("bigdeconv.pipeline.validate", lambda *_, **__: [f"{n}: {'x' * 5000}" for n in range(40)])
+    printed = bigdeconv("validate", finished).stdout
+    assert len(printed) < 20_000
+    assert printed.endswith("and 25 more; --json lists them\nnot valid\n")
+    assert len(make.one_object(bigdeconv("validate", finished, "--json").stdout)["problems"]) == 40
