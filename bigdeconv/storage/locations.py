@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, ObjectStore
 
 from bigdeconv.errors import BigdeconvError, DiskFullError, InvalidInputError, StoreError
+from bigdeconv.storage.unpacking import exceeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +25,39 @@ if TYPE_CHECKING:
 
 _SECRET_USER = re.compile(r"(:/{1,2})[^/@\s]+@|[^/@\s:]+:[^/@\s]+@")
 _SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|sig|secret|password|credential)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+SLACK_BYTES = 2**20
+"""What a chunk may unpack to beyond its voxels."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
 
 
-class RegularFiles(LocalStore):
+class _Bounded:
+    """A store of which no chunk is handed out that unpacks to more than it should."""
+
+    limit_bytes: int | None = None
+    """Of a chunk, unpacked; None before an array is known."""
+
+    def checked(self, key: str, found: Buffer | None) -> Buffer | None:
+        """Return what was found under a key.
+
+        Raises
+        ------
+        StoreError
+            If it unpacks to more than the limit.
+        """
+        if (
+            found is not None
+            and self.limit_bytes is not None
+            and exceeds(found.as_numpy_array().data, self.limit_bytes)
+        ):
+            raise StoreError(
+                f"{key} of {len(found)} bytes unpacks to more than the {self.limit_bytes} bytes of a chunk; it is damaged, "
+                "restore it"
+            )
+        return found
+
+
+class RegularFiles(_Bounded, LocalStore):
     """A folder of which only regular files are read: a pipe would be waited for, and a device read, for ever."""
 
     async def get(
@@ -36,7 +67,17 @@ class RegularFiles(LocalStore):
         path = self.root / key
         if not path.is_file() and path.exists() and not path.is_dir():
             raise StoreError(f"cannot read {path}: it is a pipe or a device; expected a file")
-        return await super().get(key, prototype, byte_range)
+        return self.checked(key, await super().get(key, prototype, byte_range))
+
+
+class RemoteFiles(_Bounded, ObjectStore[Any]):
+    """A store behind a URL."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the bytes of a key, None where it is absent."""
+        return self.checked(key, await super().get(key, prototype or default_buffer_prototype(), byte_range))
 
 
 def resolve_location(location: str | Path) -> str:
@@ -114,7 +155,7 @@ def open_store(location: str, *, writable: bool = False) -> Store:
     # Only a URL that says http asks for an unencrypted connection; for S3 the environment decides (AWS_ALLOW_HTTP).
     options: dict[str, Any] = {"client_options": {"allow_http": True}} if location.startswith("http://") else {}
     with reported("open", location):
-        return ObjectStore(from_url(location, **options), read_only=True)
+        return RemoteFiles(from_url(location, **options), read_only=True)
 
 
 def open_array(location: str, array_path: str, *, writable: bool = False) -> zarr.Array[Any]:
@@ -135,7 +176,13 @@ def open_array(location: str, array_path: str, *, writable: bool = False) -> zar
         If there is none or its metadata cannot be read.
     """
     with reported("open", location, array_path):
-        return zarr.open_array(open_store(location, writable=writable), path=array_path, mode="r+" if writable else "r")
+        store = open_store(location, writable=writable)
+        array = zarr.open_array(store, path=array_path, mode="r+" if writable else "r")
+        # Codecs add a little to what they pack, and a shard has an index.
+        parts = array.chunks if array.shards is None else array.shards
+        unpacked = math.prod(parts) * array.dtype.itemsize
+        store.limit_bytes = unpacked + unpacked // 4 + SLACK_BYTES  # type: ignore[attr-defined]
+    return array
 
 
 @contextmanager

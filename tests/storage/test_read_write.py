@@ -251,3 +251,45 @@ def test_a_volume_that_changed_since_it_was_described_is_refused(tmp_path):
     make(path, "zyx", dtype="float32", fill=False)
     with pytest.raises(StoreError, match=r"is float32 .* but was <u2 .* describe it again"):
         read_box(info, Box((0, 0, 0), (1, 1, 1)))
+
+
+PACKED = {
+    "zlib": (2, {"id": "zlib", "level": 9}),
+    "gzip of version 2": (2, {"id": "gzip", "level": 9}),
+    "zstd of version 2": (2, {"id": "zstd", "level": 9}),
+    "blosc of version 2": (2, {"id": "blosc", "cname": "zstd", "clevel": 9, "shuffle": 1, "blocksize": 0}),
+    "gzip": (3, zarr.codecs.GzipCodec(level=9)),
+    "zstd": (3, zarr.codecs.ZstdCodec(level=9)),
+    "blosc": (3, zarr.codecs.BloscCodec(cname="zstd")),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_chunk_that_unpacks_to_more_than_it_should_is_refused(tmp_path, name):
+    """Read as it should be where it is sound; a bomb costs neither its memory nor its time."""
+    zarr_format, codec = PACKED[name]
+    group = zarr.create_group(tmp_path / "in.zarr", zarr_format=zarr_format)
+    kwargs = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if zarr_format == 2 else {}
+    array = group.create_array("0", shape=(8, 16, 16), chunks=(8, 16, 16), dtype="uint16", compressors=codec, **kwargs)
+    data = np.random.default_rng(0).integers(0, 99, (8, 16, 16)).astype("uint16")
+    array[:] = data
+    whole = (slice(0, 8), slice(0, 16), slice(0, 16))
+    np.testing.assert_array_equal(read_region(tmp_path / "in.zarr", "0", whole), data)
+    bomb = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        shape=(64 * 2**20,),
+        chunks=(64 * 2**20,),
+        dtype="u1",
+        zarr_format=zarr_format,
+        compressors=codec,
+    )
+    bomb[:] = 0
+    bomb[0] = 1
+    (key,) = (k for k in bomb.store_path.store._store_dict if not k.endswith((".json", ".zarray", ".zattrs")))
+    (chunk,) = (
+        p for p in (tmp_path / "in.zarr" / "0").rglob("*") if p.is_file() and not p.name.startswith((".z", "zarr.json"))
+    )
+    chunk.write_bytes(bomb.store_path.store._store_dict[key].to_bytes())
+    assert chunk.stat().st_size < 2**20
+    with pytest.raises(StoreError, match=r"unpacks to more than the \d+ bytes of a chunk"):
+        read_region(tmp_path / "in.zarr", "0", whole)
