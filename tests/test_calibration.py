@@ -116,7 +116,7 @@ class TestSamples:
     def test_counts_are_read_once_and_kept_as_stored(self, tmp_path, monkeypatch):
         data, sampling = self.sampling(tmp_path)
         samples = Samples.read(sampling)
-        monkeypatch.setattr("bigdeconv.calibration.samples.read_box", None)
+        monkeypatch.setattr("bigdeconv.calibration.samples.read_and_look", None)
         assert samples.digest == samples.digest
         for (region, counts), whole in zip(samples.views(), [data[r.timepoint] for r in samples.regions], strict=True):
             assert counts.dtype == np.uint16

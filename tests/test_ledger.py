@@ -72,7 +72,9 @@ class TestPlan:
         assert Ledger.open(output).plan().items() >= PLAN.items()
 
     def test_missing(self, output):
-        with pytest.raises(StoreError, match=r"^output: '.*restored.zarr' has no ledger at .*; start it with"):
+        with pytest.raises(
+            StoreError, match=r"^output: '.*restored.zarr' cannot be continued: it has no ledger at .*; start it with"
+        ):
             Ledger.open(output)
 
     def test_appears_whole_or_not_at_all(self, output):
