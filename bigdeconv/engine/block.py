@@ -13,9 +13,10 @@ from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from bigdeconv.errors import BigdeconvError, DamagedOverlapError, InvalidInputError
-from bigdeconv.geometry import Box, Triple, triple
+from bigdeconv.errors import BigdeconvError, BudgetError, DamagedOverlapError, InvalidInputError
+from bigdeconv.geometry import Box, Triple, triple, zyx_text
 from bigdeconv.numerics import blending
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
@@ -160,10 +161,31 @@ def restore_window(
         if not on_cpu:
             turn.enter_context(_SOLVER)
             laps.end("wait")
-        operator, prior = _tools(recipe, channel, window)
-        estimate = restore(photons, weights, operator, prior, settings)
+        estimate, memory = _restored(recipe, channel, window, photons, weights)
+        stats |= memory
         laps.end("solve")
         return estimate, weights, stats
+
+
+def _restored(
+    recipe: Recipe, channel: int, window: Box, photons: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Restore a window, on a GPU without memory once more after all that is kept for other windows; with a statistic of that."""
+    settings = recipe.channels[channel].settings
+    for again in (False, True):
+        try:
+            operator, prior = _tools(recipe, channel, window)
+            return restore(photons, weights, operator, prior, settings), {"out_of_memory": 1} if again else {}
+        except torch.OutOfMemoryError as error:
+            problem = str(error).partition(". ")[0]
+        # Here, since a handled error keeps the arrays of the frames that it passed.
+        operator = prior = None
+        _TOOLS.clear()
+        torch.cuda.empty_cache()
+    raise BudgetError(
+        f"GPU memory: a window of {zyx_text(window.shape)} voxels does not fit ({problem}); "
+        "end what else uses this GPU, or begin anew with a smaller --block-shape."
+    )
 
 
 def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> tuple[np.ndarray, dict[str, Any]]:

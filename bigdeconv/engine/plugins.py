@@ -75,9 +75,6 @@ class _RecipePlugin(WorkerPlugin):
 
         host = worker.address.rsplit("/", 1)[-1].rsplit(":", 1)[0]
         workers = self._workers_by_host.get(host, 1)
-        # Products in TF32 carry 10 bits of mantissa: blocks from a GPU would differ from others' at the seam.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
         torch.set_num_threads(self._recipes[0].threads or max(machine.n_cores() // workers, 1))
         tasks.RECIPES[self._recipes[0].token] = self._recipes
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from bigdeconv import models
 from bigdeconv.calibration import block_cost
 from bigdeconv.engine import machine
 from bigdeconv.geometry import triple
 from bigdeconv.jobs import inputs
-from bigdeconv.numerics.priors.wcrr import compiled_filters_available
+from bigdeconv.numerics.priors.filters import fused_bytes, is_fusible
+from bigdeconv.numerics.priors.wcrr import compiled_filters_available, fused_filters_available
 from bigdeconv.planning.memory import Contents, PriorMemory
 from bigdeconv.planning.planner import PlanRequest
 from bigdeconv.planning.tuned import COMPILER_BYTES, MAX_TILES, RESPONSE_BYTES
@@ -106,8 +108,7 @@ def prior_memory(settings: ResolvedSettings, model: WcrrWeights | None, *, threa
     if settings.method == "rl":
         return None
     if settings.device == "cuda":
-        # Beside them the response, its ψ', what comes back, and the library's work.
-        return PriorMemory(44) if model is None else PriorMemory(36, fixed_bytes=4 * RESPONSE_BYTES)
+        return PriorMemory(44) if model is None else _learned_on_gpu(model)
     if model is None:
         return PriorMemory(8, slabs=16)
     if not compiled_filters_available():
@@ -117,6 +118,17 @@ def prior_memory(settings: ResolvedSettings, model: WcrrWeights | None, *, threa
 
     tiles = min(threads or MAX_TILES, MAX_TILES)
     return PriorMemory(20, slabs=8, fixed_bytes=tiles * work_bytes(model.layers), process_bytes=COMPILER_BYTES)
+
+
+def _learned_on_gpu(model: WcrrWeights) -> PriorMemory:
+    """Return the memory of the learned prior on a GPU: with fused kernels, without them, or of either where that is not known."""
+    # Beside the points the response, its ψ', what comes back, and the library's work.
+    sequential = PriorMemory(36, fixed_bytes=4 * RESPONSE_BYTES)
+    shapes = [layer.shape for layer in model.layers]
+    if not is_fusible(shapes) or torch.cuda.is_available() and not fused_filters_available(model):
+        return sequential
+    fused = replace(sequential, window_bytes=36 + fused_bytes(shapes))
+    return replace(fused, fixed_bytes=0) if torch.cuda.is_available() else fused
 
 
 def output_dtype(config: JobConfig, volume: VolumeInfo) -> str:

@@ -32,6 +32,8 @@ MAX_TILES = 16
 """Tiles at a time, one per thread; more cores of a worker are left to the rest of the iteration."""
 RESPONSE_BYTES = 256 * 2**20
 """Bytes that the last response of the sequential convolutions takes at a time."""
+FUSED_POSITIONS = 128
+"""Neighbouring voxels that one program of the fused convolutions computes on a GPU."""
 
 # Registers: elements of a vector, and vectors per output of the compiled kernel.
 WIDE_VECTORS = (16, 3)

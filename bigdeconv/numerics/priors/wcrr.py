@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bigdeconv.numerics.priors.filters import Filters, Potential, SequentialConvolutions, impulse_response
+from bigdeconv.numerics.priors.filters import Filters, Potential, SequentialConvolutions, impulse_response, is_fusible
 from bigdeconv.numerics.slabs import slabs
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Wcrr:
     mu_max : float
         Cap on the slope μ of ψ' at 0.  The published model has μ = 835, nearly a jump, at which the iteration oscillates.
     filters : callable, optional
-        Implementation of the filters; by default `OverlapSaveFilters` on a CPU with Numba and `SequentialConvolutions`
-        elsewhere, which agree up to rounding.
+        Implementation of the filters; by default `OverlapSaveFilters` on a CPU with Numba, `FusedConvolutions` on a GPU with
+        Triton, and `SequentialConvolutions` elsewhere.  They agree up to rounding, of half precision for the second.
     """
 
     min_inner_iterations = 1
@@ -68,7 +68,7 @@ class Wcrr:
         *inner, last = (torch.tensor(layer, dtype=torch.float64) for layer in model.layers)
         self._alpha = torch.tensor(scaling(model, sigma), dtype=torch.float64)
         self._layers = [*inner, last / math.sqrt(model.lambda_max)]
-        make = filters or _filters_for(torch.device(device))
+        make = filters or _filters_for(torch.device(device), dtype, model)
         self._filters = make(self._layers, self._alpha, dtype=dtype, device=device)
         self._potential = _capped_potential(model, mu_max)
 
@@ -101,7 +101,22 @@ def compiled_filters_available() -> bool:
     return find_spec("numba") is not None and find_spec("llvmlite") is not None
 
 
-def _filters_for(device: torch.device) -> Callable[..., Filters]:
+def fused_filters_available(model: WcrrWeights) -> bool:
+    """Tell whether `FusedConvolutions` works for a model on the GPU of this process, which is tried once."""
+    fusible = is_fusible([layer.shape for layer in model.layers])
+    if not fusible or find_spec("triton") is None or not torch.cuda.is_available():
+        return False
+    from bigdeconv.numerics.priors.fused_convolutions import works_here
+
+    return works_here()
+
+
+def _filters_for(device: torch.device, dtype: torch.dtype, model: WcrrWeights) -> Callable[..., Filters]:
+    if device.type == "cuda" and dtype == torch.float32 and fused_filters_available(model):
+        # Imported here because it loads Triton.
+        from bigdeconv.numerics.priors.fused_convolutions import FusedConvolutions
+
+        return FusedConvolutions
     if device.type != "cpu" or not compiled_filters_available():
         return SequentialConvolutions
     # Imported here because it loads Numba, whose memory is planned only for workers that use this prior.
