@@ -18,7 +18,8 @@ from bigdeconv.config import make_config
 from bigdeconv.engine import block, schedule
 from bigdeconv.engine.clusters.connection import connect
 from bigdeconv.engine.plugins import installed
-from bigdeconv.geometry import triple
+from bigdeconv.errors import BudgetError
+from bigdeconv.geometry import Box, triple
 from bigdeconv.numerics.blending import DIRECTIONS
 from bigdeconv.numerics.camera import prepare_views
 from bigdeconv.numerics.downsampling import downsample
@@ -162,3 +163,41 @@ def test_a_window_of_fill_costs_no_more_than_its_reading(tmp_path, monkeypatch):
     assert solved.core is None
     assert solved.stats.pop("read_seconds") >= 0
     assert solved.stats == {"voxels": expected.voxels, "fill": expected.fill, "skipped": True, "absent": [(0, 2)]}
+
+
+class TestGpuMemory:
+    """A GPU whose memory is full, played by a solver that refuses."""
+
+    @pytest.fixture
+    def solver(self, monkeypatch):
+        """The outcomes of the next restorations, and the tools that are kept at each."""
+        outcomes, kept = [], []
+
+        def solved(*_):
+            kept.append(dict(block._TOOLS))
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(block, "_solved", solved)
+        monkeypatch.setattr(block, "_TOOLS", {"operator": ("of another window", object())})
+        return SimpleNamespace(outcomes=outcomes, kept=kept)
+
+    def test_a_window_is_tried_again_without_what_is_kept_for_others(self, solver):
+        solver.outcomes += [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), np.ones((2, 3, 4))]
+        estimate, statistic = block._restored(None, 0, Box.of_shape((2, 3, 4)), None, None)
+        assert estimate.sum() == 24
+        assert statistic == {"out_of_memory": 1}
+        assert [bool(tools) for tools in solver.kept] == [True, False]
+
+    def test_a_window_that_fits_says_nothing(self, solver):
+        solver.outcomes += [np.ones((2, 3, 4))]
+        assert block._restored(None, 0, Box.of_shape((2, 3, 4)), None, None)[1] == {}
+
+    def test_a_window_that_never_fits_is_refused_in_words(self, solver):
+        solver.outcomes += [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")] * 2
+        with pytest.raises(
+            BudgetError, match=r"window of 2,3,4 voxels does not fit \(CUDA out of memory\).*--block-shape"
+        ):
+            block._restored(None, 0, Box.of_shape((2, 3, 4)), None, None)

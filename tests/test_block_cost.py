@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -83,3 +84,40 @@ def test_measured_costs_are_cached(monkeypatch, method, update):
     measured = block_cost.measure(subject, model)
     monkeypatch.setattr(block_cost, "_measure", lambda *_: pytest.fail("measured again"))
     assert block_cost.measure(subject, model) == measured
+
+
+def test_a_gpu_is_warm_before_it_is_timed_and_larger_windows_fill_it(monkeypatch):
+    """By a stand-in that computes on the CPU: loading libraries took longer than the work that was timed."""
+    monkeypatch.setattr(block_cost, "GPU_WINDOW", WINDOW)
+    monkeypatch.setattr(block_cost, "GPU_LARGE_WINDOW", LARGE_WINDOW)
+    events = []
+    real = block_cost.restore
+
+    def restoring(*arguments):
+        events.append("restore")
+        return real(*arguments)
+
+    def clock():
+        events.append("time")
+        return 0.0
+
+    monkeypatch.setattr(block_cost, "restore", restoring)
+    monkeypatch.setattr(block_cost, "_clock", lambda device: clock)
+    monkeypatch.setattr(block_cost.torch.cuda, "empty_cache", lambda: events.append("empty"))
+    monkeypatch.setattr(
+        block_cost, "_settings", lambda subject, n, of=block_cost._settings: replace(of(subject, n), device="cpu")
+    )
+    block_cost.measure(block_cost.Subject("rl", "convergent", 1, model="", device="cuda", threads=1), None)
+    times = [i for i, event in enumerate(events) if event == "time"]
+    restorations = [i for i, event in enumerate(events) if event == "restore"]
+    # Four times belong to preparing and finishing; then a restoration that no two times enclose.
+    assert restorations[0] > times[3]
+    assert events[restorations[0] + 1] == "time"
+    assert events[-1] == "empty"
+
+
+@pytest.mark.parametrize("name", [None, "NVIDIA H200"])
+def test_costs_are_kept_apart_by_the_card(monkeypatch, name):
+    monkeypatch.setattr(block_cost.torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(block_cost.torch.cuda, "get_device_name", lambda: name)
+    assert block_cost._machine()[-1] == name

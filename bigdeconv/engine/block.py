@@ -171,21 +171,25 @@ def _restored(
     recipe: Recipe, channel: int, window: Box, photons: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Restore a window, on a GPU without memory once more after all that is kept for other windows; with a statistic of that."""
-    settings = recipe.channels[channel].settings
     for again in (False, True):
         try:
-            operator, prior = _tools(recipe, channel, window)
-            return restore(photons, weights, operator, prior, settings), {"out_of_memory": 1} if again else {}
+            estimate = _solved(recipe, channel, window, photons, weights)
         except torch.OutOfMemoryError as error:
             problem = str(error).partition(". ")[0]
+        else:
+            return estimate, {"out_of_memory": 1} if again else {}
         # Here, since a handled error keeps the arrays of the frames that it passed.
-        operator = prior = None
         _TOOLS.clear()
         torch.cuda.empty_cache()
     raise BudgetError(
         f"GPU memory: a window of {zyx_text(window.shape)} voxels does not fit ({problem}); "
         "end what else uses this GPU, or begin anew with a smaller --block-shape."
     )
+
+
+def _solved(recipe: Recipe, channel: int, window: Box, photons: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    operator, prior = _tools(recipe, channel, window)
+    return restore(photons, weights, operator, prior, recipe.channels[channel].settings)
 
 
 def _counts(recipe: Recipe, timepoint: int, channel: int, window: Box) -> tuple[np.ndarray, dict[str, Any]]:

@@ -125,7 +125,7 @@ def _learned_on_gpu(model: WcrrWeights) -> PriorMemory:
     # Beside the points the response, its ψ', what comes back, and the library's work.
     sequential = PriorMemory(36, fixed_bytes=4 * RESPONSE_BYTES)
     shapes = [layer.shape for layer in model.layers]
-    if not is_fusible(shapes) or torch.cuda.is_available() and not fused_filters_available(model):
+    if not is_fusible(shapes) or (torch.cuda.is_available() and not fused_filters_available(model)):
         return sequential
     fused = replace(sequential, window_bytes=36 + fused_bytes(shapes))
     return replace(fused, fixed_bytes=0) if torch.cuda.is_available() else fused

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigdeconv import models
 from bigdeconv.numerics.priors import overlap_save, wcrr
 from bigdeconv.numerics.priors.filters import Potential, SequentialConvolutions
 from bigdeconv.numerics.priors.overlap_save import OverlapSaveFilters
@@ -316,3 +317,25 @@ def test_tv_goes_slab_by_slab(shape, depth, monkeypatch):
     assert [planes.start for planes, _, _ in parts] == list(range(0, 7, depth))
     torch.testing.assert_close(torch.cat([part for _, part, _ in parts]), gradient, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(torch.cat([part for _, _, part in parts]), curvature, rtol=1e-12, atol=0)
+
+
+def test_torchs_convolutions_are_exact_and_always_the_same_on_a_gpu(monkeypatch):
+    """Wherever they run, not only on a worker: TF32 is cuDNN's default."""
+    from bigdeconv.numerics.priors import filters
+
+    seen, cudnn = [], torch.backends.cudnn
+    for name in ("conv3d", "conv_transpose3d"):
+        real = getattr(filters, name)
+
+        def noted(*arguments, real=real):
+            seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
+            return real(*arguments)
+
+        monkeypatch.setattr(filters, name, noted)
+    before = cudnn.allow_tf32, cudnn.deterministic
+    prior = Wcrr(models.resolve("compact"), sigma=SIGMA, filters=SequentialConvolutions)
+    prior.gradient(torch.rand(9, 9, 9))
+    prior.value(torch.rand(9, 9, 9))
+    assert len(seen) == 9
+    assert set(seen) == {(False, True, False)}
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before

@@ -182,13 +182,13 @@ def fused_bytes(shapes: Sequence[Sequence[int]]) -> int:
 
     Examples
     --------
-    A response of 16 channels beside 8 channels, in half precision:
+    A response of 16 channels beside 8 channels, in float32:
 
     >>> fused_bytes([(4, 1, 3, 3, 3), (8, 4, 3, 3, 3), (16, 8, 3, 3, 3)])
-    48
+    96
     """
     channels = [shape[0] for shape in shapes]
-    return 2 * max(sum(pair) for pair in pairwise(channels))
+    return 4 * max(sum(pair) for pair in pairwise(channels))
 
 
 def impulse_response(layers: Sequence[Tensor]) -> Tensor:

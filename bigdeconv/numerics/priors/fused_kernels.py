@@ -20,7 +20,6 @@ def convolve(
     source_depth,
     height,
     width,
-    scale,
     knee,
     end,
     rising,
@@ -35,10 +34,11 @@ def convolve(
     POTENTIAL: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """``out[z, y, x, o] = scale · Σ source[z + dz − PAD, y + dy − PAD, x + dx − PAD, i] · weights[(dz, dy, dx, i), o]``.
+    """``out[z, y, x, o] = Σ source[z + dz − PAD, y + dy − PAD, x + dx − PAD, i] · weights[(dz, dy, dx, i), o]``.
 
-    Values of `TAPS_X` neighbouring taps lie side by side in the source and are one operand of a product of small matrices.  With
-    `POTENTIAL` the result is ``ψ'`` of the sum.
+    Values of `TAPS_X` neighbouring taps lie side by side in the source and are one operand of a product of small matrices.  Each
+    operand is split in two numbers of TF32: the products are nearly those of float32.  With `POTENTIAL` the result is ``ψ'`` of
+    the sum.
     """
     z = tl.program_id(1)
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
@@ -66,16 +66,15 @@ def convolve(
                 values = tl.load(base + at[:, None] + k[None, :], mask=valid, other=0.0)
                 chunk = (dz * TAPS + dy) * (TAPS // TAPS_X) + dx // TAPS_X
                 matrix = tl.load(weights + (chunk * CHUNK + k)[:, None] * COLUMNS + column[None, :])
-                total = tl.dot(values, matrix, total, input_precision="ieee")
-    total *= scale
+                total = tl.dot(values, matrix, total, input_precision="tf32x3")
     if POTENTIAL:
         total = rising * tl.minimum(tl.maximum(total, -knee), knee) - falling * tl.minimum(tl.maximum(total, -end), end)
     target = out + z.to(tl.int64) * height * width * OUT + position[:, None] * OUT + column[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None] & (column < OUT)[None, :])
+    tl.store(target, total, mask=inside[:, None] & (column < OUT)[None, :])
 
 
 @triton.jit
-def convolve_in_full_precision(
+def convolve_one_channel(
     source,
     weights,
     out,
@@ -84,14 +83,13 @@ def convolve_in_full_precision(
     source_depth,
     height,
     width,
-    scale,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     TAPS: tl.constexpr,
     PAD: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """Compute the same as `convolve`, without a potential, one product at a time, where the source or the output has one channel."""
+    """Compute the same as `convolve`, without potential and matrices, where the source or the output has one channel."""
     z = tl.program_id(1)
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     inside = position < height * width
@@ -112,12 +110,11 @@ def convolve_in_full_precision(
                 if PAD > 0:
                     valid = valid & in_volume & (row >= 0) & (row < source_height) & (tap >= 0) & (tap < source_width)
                 at = (row * source_width + tap) * IN
-                values = tl.load(base + at[:, None] + i[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+                values = tl.load(base + at[:, None] + i[None, :], mask=valid[:, None], other=0.0)
                 matrix = tl.load(weights + ((dz * TAPS + dy) * TAPS + dx) * WIDE + channel)
                 total += values * matrix[None, :]
-    total *= scale
     target = out + z.to(tl.int64) * height * width * OUT + position[:, None] * OUT + o[None, :]
     if IN > 1:
-        tl.store(target, tl.sum(total, 1)[:, None].to(out.dtype.element_ty), mask=inside[:, None])
+        tl.store(target, tl.sum(total, 1)[:, None], mask=inside[:, None])
     else:
-        tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None])
+        tl.store(target, total, mask=inside[:, None])

@@ -47,7 +47,7 @@ class Wcrr:
         Cap on the slope μ of ψ' at 0.  The published model has μ = 835, nearly a jump, at which the iteration oscillates.
     filters : callable, optional
         Implementation of the filters; by default `OverlapSaveFilters` on a CPU with Numba, `FusedConvolutions` on a GPU with
-        Triton, and `SequentialConvolutions` elsewhere.  They agree up to rounding, of half precision for the second.
+        Triton, and `SequentialConvolutions` elsewhere.  They agree up to rounding.
     """
 
     min_inner_iterations = 1
