@@ -10,12 +10,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from bigdeconv.config import JobConfig, make_config
-from bigdeconv.engine.clusters.connection import connect, cuda_devices, memory_limits
+from bigdeconv.engine.clusters.connection import connect, gpus, memory_limits
 from bigdeconv.engine.plugins import installed
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
@@ -35,6 +35,7 @@ from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_d
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.jobs.record import identity_of, input_digest, record_of
+from bigdeconv.jobs.resources import find_resources
 from bigdeconv.jobs.run_log import logged_to
 from bigdeconv.jobs.space import require_space
 from bigdeconv.planning import seam_probes
@@ -180,7 +181,7 @@ def run(
     if not overwrite and not continues:
         preconditions.require_free(output, asked_to_resume=resume)
     with _stopping_on_termination():
-        job_plan = plan_job(config, device=_worker_device(config))
+        job_plan = plan_job(config, resources=_resources(config))
         if overwrite:
             preconditions.require_replaceable(output, locations_read(job_plan.facts))
         events.planned(job_plan)
@@ -445,13 +446,12 @@ def _complete_summary(opened: OpenRun) -> RunSummary:
     return summary
 
 
-def _worker_device(config: JobConfig) -> Literal["cpu", "cuda"] | None:
-    """Return the device of the blocks: as set, or that of the workers of a running cluster; None for that of this machine."""
-    if config.device is not None or config.scheduler is None:
-        return config.device
+def _resources(config: JobConfig) -> Resources:
+    """Return the workers of a job: of this machine, or of a running cluster, whose GPUs may be others."""
+    if config.scheduler is None or config.device == "cpu":
+        return find_resources(config)
     with connect(config.scheduler, Resources()) as connection:
-        found = cuda_devices(connection)
-    return "cuda" if found and all(found.values()) else "cpu"
+        return find_resources(config, list(gpus(connection).values()))
 
 
 @contextmanager
@@ -462,7 +462,8 @@ def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) 
             events.warned(warning)
         preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)
         if not connection.is_local or facts.settings.device == "cuda":
-            for warning in preconditions.require_device(cuda_devices(connection), facts.settings.device):
+            peak_bytes = facts.largest_plan.peak_bytes_per_device
+            for warning in preconditions.require_device(gpus(connection), facts.settings.device, peak_bytes):
                 events.warned(warning)
         yield connection
 

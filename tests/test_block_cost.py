@@ -103,7 +103,7 @@ def test_a_gpu_is_warm_before_it_is_timed_and_larger_windows_fill_it(monkeypatch
 
     monkeypatch.setattr(block_cost, "restore", restoring)
     monkeypatch.setattr(block_cost, "_clock", lambda device: clock)
-    monkeypatch.setattr(block_cost.torch.cuda, "empty_cache", lambda: events.append("empty"))
+    monkeypatch.setattr(block_cost.machine, "release_gpu_memory", lambda: events.append("empty"))
     monkeypatch.setattr(
         block_cost, "_settings", lambda subject, n, of=block_cost._settings: replace(of(subject, n), device="cpu")
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from bigdeconv.engine import block
+from bigdeconv.engine import block, machine
 from bigdeconv.geometry import Box, Triple, fast_length, triple
 from bigdeconv.numerics.camera import Camera, DataMask, prepare_views
 from bigdeconv.numerics.restoration import CalibratedSettings, cpu_threads, make_prior, restore
@@ -90,7 +90,7 @@ def _measure(subject: Subject, model: WcrrWeights | None) -> Costs:
     with cpu_threads(subject.threads):
         costs = _costs(subject, model)
     if subject.device == "cuda":
-        torch.cuda.empty_cache()  # A worker needs the memory of this card next.
+        machine.release_gpu_memory()
     return costs
 
 

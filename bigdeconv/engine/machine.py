@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -84,5 +87,35 @@ def device_here(device: Literal["cpu", "cuda"]) -> Literal["cpu", "cuda"]:
 
 
 def cuda_memory_bytes() -> int:
-    """Return the memory of the first CUDA device."""
-    return int(torch.cuda.get_device_properties(0).total_memory)
+    """Return the memory of the CUDA device of this process that has least."""
+    return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(n_cuda_devices()))
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU on which a process computes."""
+
+    name: str
+    identity: str
+    """The same for all processes that compute on it."""
+    free_bytes: int
+    """Memory that no other process has taken."""
+
+
+def gpu() -> Gpu | None:
+    """Return the GPU on which this process computes, the first that it sees; None without one."""
+    if not n_cuda_devices():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    identity = (
+        f"{getattr(properties, 'uuid', os.environ.get('CUDA_VISIBLE_DEVICES', 'the first'))} of {platform.node()}"
+    )
+    # What this process keeps is released before it restores another window.
+    free = torch.cuda.mem_get_info(0)[0] + torch.cuda.memory_reserved(0)
+    return Gpu(properties.name, identity, int(free))
+
+
+def release_gpu_memory() -> None:
+    """Give back what torch keeps of a GPU's memory: a worker on this machine needs it next."""
+    if n_cuda_devices():
+        torch.cuda.empty_cache()

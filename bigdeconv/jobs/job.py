@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bigdeconv import models
 from bigdeconv.calibration import block_cost, channel, halo, tuning
@@ -119,7 +119,7 @@ def plan_job(
     config: JobConfig,
     tczyx_shape: tuple[int, ...] | None = None,
     *,
-    device: Literal["cpu", "cuda"] | None = None,
+    resources: Resources | None = None,
     chosen: Chosen | None = None,
 ) -> JobPlan:
     """Read metadata, PSFs and mask, calibrate halo and costs, and plan.  No voxel is read; only a cache is written.
@@ -130,8 +130,8 @@ def plan_job(
     tczyx_shape : tuple of int, optional
         Extent of a volume that does not exist yet.  Then ``config.input`` is not read, ``config.dtype`` is the type of the input
         too, and a PSF may be left out.
-    device : {"cpu", "cuda"}, optional
-        Device of the blocks.  Default: that of the settings, or else the GPUs of this machine.
+    resources : Resources, optional
+        The workers.  Default: those of this machine.
     chosen : Chosen, optional
         Iterations and PSFs.  Default: the upper bound of iterations, and the PSFs as given.
 
@@ -150,7 +150,7 @@ def plan_job(
         raise InvalidInputError(
             "keep-bits: rounds floating point only, the output is uint16; add --dtype float32 or drop it."
         )
-    resources = find_resources(config, device)
+    resources = resources or find_resources(config)
     settings = _resolved_settings(config, found.first_volume, model, resources)
     if chosen is not None:
         settings = replace(settings, iterations=chosen.iterations)
@@ -208,6 +208,7 @@ def calibrate_job(plan: JobPlan, on_step: Callable[[str], None] = lambda _: None
                 limits,
                 masks_defects=facts.config.masks_defects,
             ).on(facts.settings.device)
+    machine.release_gpu_memory()
     return Job(_planned_again(plan, calibrations), calibrations, digests)
 
 
@@ -219,7 +220,7 @@ def _planned_again(plan: JobPlan, calibrations: dict[int, ChannelCalibration]) -
     same_psfs = all(psfs[number].digest == plan.psfs[number].digest for number in psfs)
     if iterations == facts.settings.iterations and same_psfs:
         return replace(plan, psfs=psfs)
-    again = plan_job(facts.config, device=facts.settings.device, chosen=Chosen(iterations, psfs))
+    again = plan_job(facts.config, resources=facts.resources, chosen=Chosen(iterations, psfs))
     return replace(again, psf_digest=plan.psf_digest)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from bigdeconv.storage.locations import is_remote, masked, resolve_location
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from bigdeconv.engine.machine import Gpu
     from bigdeconv.jobs.job import Job
     from bigdeconv.jobs.record import RunRecord
 
@@ -201,27 +203,44 @@ def require_memory(limits_bytes: list[int], needed_bytes: int) -> None:
         )
 
 
-def require_device(cuda_devices: dict[str, int], device: str) -> list[str]:
-    """Refuse a cluster with a worker that lacks the device of the plan; return a warning if GPUs would be idle.
+def require_device(gpus: dict[str, Gpu | None], device: str, peak_bytes: int) -> list[str]:
+    """Refuse workers that lack the device of the plan, share it, or lack its memory; return a warning if GPUs would be idle.
 
     Parameters
     ----------
-    cuda_devices : dict of int
-        CUDA devices of each worker, by its address.
+    gpus : dict of Gpu or None
+        GPU of each worker, by its address.
     device : {"cpu", "cuda"}
+    peak_bytes : int
+        Memory of a GPU that a block takes.
 
     Raises
     ------
     InvalidInputError
-        If blocks are to be computed on GPUs and a worker has none.
+        If blocks are to be computed on GPUs and a worker has none, or two workers have the same.
+    BudgetError
+        If a worker's GPU has too little free memory.
     """
-    without = sorted(address for address, count in cuda_devices.items() if not count)
-    if device == "cuda" and without:
+    there = {address: gpu for address, gpu in gpus.items() if gpu is not None}
+    without = sorted(gpus.keys() - there.keys())
+    if device == "cpu":
+        idle = f"{len(there)} of {len(gpus)} workers have a GPU that is not used; add --device cuda."
+        return [idle] if there else []
+    if without:
         raise InvalidInputError(
-            f"device: the run is for GPUs, but {len(without)} of {len(cuda_devices)} workers have no CUDA device ({without[0]}); "
+            f"device: the run is for GPUs, but {len(without)} of {len(gpus)} workers have no CUDA device ({without[0]}); "
             "use workers with GPUs, or start it with --device cpu."
         )
-    idle = len(cuda_devices) - len(without)
-    if device == "cpu" and idle:
-        return [f"{idle} of {len(cuda_devices)} workers have a GPU that is not used; add --device cuda."]
+    [(identity, n_workers)] = Counter(gpu.identity for gpu in there.values()).most_common(1)
+    if n_workers > 1:
+        raise InvalidInputError(
+            f"device: {n_workers} workers compute on one GPU ({identity}), expected one each; start each worker with a "
+            "CUDA_VISIBLE_DEVICES of its own, as dask-cuda does."
+        )
+    address, fullest = min(there.items(), key=lambda item: item[1].free_bytes)
+    if fullest.free_bytes < peak_bytes:
+        raise BudgetError(
+            f"device: a block needs {peak_bytes / 2**30:.2f} GiB of GPU memory, but {fullest.name} of {address} has "
+            f"{fullest.free_bytes / 2**30:.2f} GiB free; end what else uses it, or give a smaller --block-shape."
+        )
     return []

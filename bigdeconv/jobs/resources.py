@@ -9,6 +9,8 @@ from bigdeconv.errors import InvalidInputError
 from bigdeconv.planning.resources import Resources
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bigdeconv.config import JobConfig
 
 MEMORY_SHARE = 0.7
@@ -20,32 +22,41 @@ REMOTE_WORKER_BYTES = 8 * 2**30
 """Assumed memory of a worker of a running cluster where --memory is not given."""
 
 
-def find_resources(config: JobConfig, device: Literal["cpu", "cuda"] | None = None) -> Resources:
+def find_resources(config: JobConfig, gpus: Sequence[machine.Gpu | None] | None = None) -> Resources:
     """Return one worker per GPU, or one per core as memory allows, unless the settings say otherwise.
 
     Parameters
     ----------
     config : JobConfig
-    device : {"cpu", "cuda"}, optional
-        Device of the blocks.  Default: that of the settings, or else the GPUs of this machine.
+    gpus : sequence of Gpu or None, optional
+        GPU of each worker of a running cluster, which decide instead of those of this machine.
 
     Raises
     ------
     InvalidInputError
         If a GPU is asked for on a machine without one.
     """
-    device = device or config.device
-    cores = machine.n_cores()
-    gpus = 0 if device == "cpu" else machine.n_cuda_devices()
-    if device == "cuda" and gpus == 0 and config.scheduler is None:
+    if gpus is not None:
+        found = [gpu for gpu in gpus if gpu is not None]
+        device = config.device or ("cuda" if found and len(found) == len(gpus) else "cpu")
+        gpu_bytes = min((gpu.free_bytes for gpu in found), default=None) if device == "cuda" else None
+        return _resources(config, 0, device, gpu_bytes)
+    here = 0 if config.device == "cpu" else machine.n_cuda_devices()
+    if config.device == "cuda" and here == 0 and config.scheduler is None:
         raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
+    device = "cuda" if here or config.device == "cuda" else "cpu"
+    return _resources(config, here, device, machine.cuda_memory_bytes() if here else None)
+
+
+def _resources(config: JobConfig, gpus: int, device: Literal["cpu", "cuda"], gpu_bytes: int | None) -> Resources:
+    cores = machine.n_cores()
     workers = min(config.workers or gpus, gpus) if gpus else config.workers or _workers_that_fit(config, cores)
     return Resources(
         workers,
         threads=max(cores // workers, 1),
         budget_bytes=_budget_bytes(config, workers),
-        device="cuda" if gpus or device == "cuda" else "cpu",
-        device_budget_bytes=int(DEVICE_SHARE * machine.cuda_memory_bytes()) if gpus else None,
+        device=device,
+        device_budget_bytes=None if gpu_bytes is None else int(DEVICE_SHARE * gpu_bytes),
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from distributed import Client, get_worker
@@ -15,6 +16,7 @@ from bigdeconv import pipeline
 from bigdeconv.engine import schedule
 from bigdeconv.engine.clusters import connection as connections
 from bigdeconv.engine.clusters.connection import Connection, connect
+from bigdeconv.engine.machine import Gpu
 from bigdeconv.errors import BudgetError, ClusterLostError, InvalidInputError
 from bigdeconv.jobs import preconditions
 from bigdeconv.planning.resources import Resources
@@ -59,18 +61,23 @@ class TestRunning:
 
     def test_devices_of_the_workers_are_known(self, cluster_address):
         with connect(cluster_address, Resources()) as connection:
-            found = connections.cuda_devices(connection)
+            found = connections.gpus(connection)
         assert len(found) == 2
+        card = Gpu("a card", "one", 8 * 2**30)
+        other = replace(card, identity="other", free_bytes=2**30)
         with pytest.raises(InvalidInputError, match=r"1 of 2 workers have no CUDA device .*tcp://b.*--device cpu"):
-            preconditions.require_device({"tcp://a": 1, "tcp://b": 0}, "cuda")
-        assert preconditions.require_device({"tcp://a": 1, "tcp://b": 0}, "cpu") == [
+            preconditions.require_device({"tcp://a": card, "tcp://b": None}, "cuda", 1)
+        with pytest.raises(InvalidInputError, match=r"2 workers compute on one GPU \(one\).*CUDA_VISIBLE_DEVICES"):
+            preconditions.require_device({"tcp://a": card, "tcp://b": card}, "cuda", 1)
+        with pytest.raises(
+            BudgetError, match=r"needs 2\.00 GiB of GPU memory, but a card of tcp://b has 1\.00 GiB free"
+        ):
+            preconditions.require_device({"tcp://a": card, "tcp://b": other}, "cuda", 2**31)
+        assert preconditions.require_device({"tcp://a": card, "tcp://b": other}, "cuda", 2**30) == []
+        assert preconditions.require_device({"tcp://a": None}, "cpu", 0) == []
+        assert preconditions.require_device({"tcp://a": card, "tcp://b": None}, "cpu", 0) == [
             "1 of 2 workers have a GPU that is not used; add --device cuda."
         ]
-        assert (
-            preconditions.require_device({"tcp://a": 0}, "cpu")
-            == preconditions.require_device({"tcp://a": 2}, "cuda")
-            == []
-        )
 
     def test_lost_workers_end_a_run(self, monkeypatch):
         """A cluster without workers counts as lost after a while, not for ever."""

@@ -9,6 +9,7 @@ import pytest
 from bigdeconv import pipeline
 from bigdeconv.config import make_config
 from bigdeconv.engine import machine
+from bigdeconv.engine.machine import Gpu
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.jobs.job import calibrate_job, plan_job
 from bigdeconv.jobs.resources import find_resources
@@ -46,8 +47,8 @@ def test_workers_without_gpus_decide_beside_a_driver_with_one(settings, gpus):
     gpus(1)
     config = make_config(settings | {"scheduler": "tcp://127.0.0.1:1"})
     assert find_resources(config).device == "cuda"
-    assert find_resources(config, "cpu").device == "cpu"
-    assert find_resources(config, "cpu").device_budget_bytes is None
+    assert find_resources(config, [None]).device == "cpu"
+    assert find_resources(config, [None]).device_budget_bytes is None
 
 
 def test_a_gpu_that_is_not_there_is_refused(settings, gpus):
@@ -59,15 +60,20 @@ def test_a_gpu_that_is_not_there_is_refused(settings, gpus):
 
 @pytest.mark.parametrize(
     ("found", "device"),
-    [({"a": 1, "b": 2}, "cuda"), ({"a": 1, "b": 0}, "cpu"), ({"a": 0}, "cpu")],
+    [([40, 24], "cuda"), ([40, None], "cpu"), ([None], "cpu")],
     ids=["all have", "some have", "none has"],
 )
-def test_auto_asks_the_workers_of_a_running_cluster(cluster_address, settings, monkeypatch, found, device):
-    monkeypatch.setattr(pipeline, "cuda_devices", lambda _: found)
-    config = make_config(settings | {"scheduler": cluster_address})
-    assert pipeline._worker_device(config) == device
-    assert pipeline._worker_device(make_config(settings)) is None
-    assert pipeline._worker_device(make_config(settings | {"device": "cpu"})) == "cpu"
+def test_auto_asks_the_workers_of_a_running_cluster(cluster_address, settings, monkeypatch, gpus, found, device):
+    """And plans with the least free memory of their GPUs, whatever this machine has."""
+    gpus(0)
+    cards = {str(i): None if gib is None else Gpu("a card", str(i), gib * 2**30) for i, gib in enumerate(found)}
+    monkeypatch.setattr(pipeline, "gpus", lambda _: cards)
+    resources = pipeline._resources(make_config(settings | {"scheduler": cluster_address}))
+    assert resources.device == device
+    assert resources.device_budget_bytes == (int(0.85 * 24 * 2**30) if device == "cuda" else None)
+    assert pipeline._resources(make_config(settings)).device == "cpu"
+    gpus(1)
+    assert pipeline._resources(make_config(settings | {"device": "cpu", "scheduler": cluster_address})).device == "cpu"
 
 
 def test_the_record_says_which(cluster_address, settings):

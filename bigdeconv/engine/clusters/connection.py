@@ -145,9 +145,9 @@ def memory_limits(connection: Connection) -> list[int]:
     return [limit for worker in _workers(connection.client) if (limit := worker["memory_limit"])]
 
 
-def cuda_devices(connection: Connection) -> dict[str, int]:
-    """Return the number of CUDA devices that each worker sees, by its address."""
-    found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+def gpus(connection: Connection) -> dict[str, machine.Gpu | None]:
+    """Return the GPU on which each worker computes, None for one without, by its address."""
+    found: dict[str, machine.Gpu | None] = connection.client.run(machine.gpu)
     return found
 
 
