@@ -7,7 +7,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from bigdeconv.numerics.priors import wcrr
+from bigdeconv.numerics.priors.filters import SequentialConvolutions
 from tests.benchmarks import auto_tau, compare, contestants, curvature_cap, gpu, suite
 
 
@@ -66,7 +69,21 @@ def test_the_script_for_gpus_sees_a_device_that_computes_otherwise(monkeypatch):
     monkeypatch.setattr(gpu, "restore", restored)
     found = gpu.difference("rl", "cpu", (10, 12, 14), iterations=2)
     assert found == pytest.approx(0.002, rel=1e-3)
-    assert gpu.failures({"difference": {"rl": found}, "tests": 0})
+    assert gpu.failures({"difference": {"rl": found}, "gradient": {}, "tests": 0})
+
+
+def test_the_script_for_gpus_sees_products_of_ten_bits(monkeypatch):
+    def rounded(x):
+        return (x.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32)
+
+    class Rounding(SequentialConvolutions):
+        def _respond(self, part):
+            return super()._respond(rounded(part))
+
+    monkeypatch.setattr(wcrr, "_filters_for", lambda *_: Rounding)
+    found = gpu.gradient("garl, compact", "cpu", (8, 9, 10))
+    [sentence] = gpu.failures({"difference": {}, "gradient": {"garl, compact": found}, "tests": 0})
+    assert "gradient" in sentence
     assert gpu.failures({"difference": {"rl": math.nan}, "tests": 0})
     assert gpu.failures({"difference": {"rl": 1e-6}, "tests": 1})
     assert not gpu.failures({"difference": {"rl": 1e-6}, "tests": 0})

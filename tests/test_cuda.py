@@ -30,6 +30,12 @@ def test_fifty_iterations_end_where_those_of_a_cpu_end(name):
         assert gpu.difference(name, "cuda", (24, 40, 42)) < gpu.MAX_DIFFERENCE
 
 
+@pytest.mark.parametrize("name", [name for name, (method, _) in gpu.METHODS.items() if method == "garl"])
+def test_the_gradient_of_the_prior_is_as_exact_as_float32(name):
+    """Products of 10 bits, of half precision or TF32, show here before they show in an estimate."""
+    assert gpu.gradient(name, "cuda", (12, 14, 18))["error"] < gpu.MAX_GRADIENT_ERROR
+
+
 def test_the_forward_model_is_that_of_the_equations():
     psfs = oracle.random_psf(1, (5, 4, 6), views=2)
     blur = Blur(torch.tensor(psfs, device="cuda"), (12, 13, 15))
