@@ -70,6 +70,9 @@ def test_the_script_for_gpus_sees_a_device_that_computes_otherwise(monkeypatch):
     found = gpu.difference("rl", "cpu", (10, 12, 14), iterations=2)
     assert found == pytest.approx(0.002, rel=1e-3)
     assert gpu.failures({"difference": {"rl": found}, "gradient": {}, "tests": 0})
+    assert gpu.failures({"difference": {"rl": math.nan}, "gradient": {}, "tests": 0})
+    assert gpu.failures({"difference": {"rl": 1e-6}, "gradient": {}, "tests": 1})
+    assert not gpu.failures({"difference": {"rl": 1e-6}, "gradient": {}, "tests": 0})
 
 
 def test_the_script_for_gpus_sees_products_of_ten_bits(monkeypatch):
@@ -84,9 +87,6 @@ def test_the_script_for_gpus_sees_products_of_ten_bits(monkeypatch):
     found = gpu.gradient("garl, compact", "cpu", (8, 9, 10))
     [sentence] = gpu.failures({"difference": {}, "gradient": {"garl, compact": found}, "tests": 0})
     assert "gradient" in sentence
-    assert gpu.failures({"difference": {"rl": math.nan}, "tests": 0})
-    assert gpu.failures({"difference": {"rl": 1e-6}, "tests": 1})
-    assert not gpu.failures({"difference": {"rl": 1e-6}, "tests": 0})
 
 
 def test_the_script_for_gpus_writes_its_results_before_the_tests(monkeypatch, tmp_path):
@@ -97,12 +97,12 @@ def test_the_script_for_gpus_writes_its_results_before_the_tests(monkeypatch, tm
         seen.update(command=command, results=json.loads((tmp_path / "gpu.json").read_text()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "run", lambda *_, **__: {"difference": {"rl": 0.0}})
+    monkeypatch.setattr(gpu, "run", lambda *_, **__: {"difference": {"rl": 0.0}, "gradient": {}})
     monkeypatch.setattr(gpu.subprocess, "run", died)
     monkeypatch.setattr("sys.argv", ["gpu", str(tmp_path), "--device", "cpu"])
     with pytest.raises(KeyboardInterrupt):
         gpu.main()
-    assert seen["results"] == {"difference": {"rl": 0.0}}
+    assert seen["results"] == {"difference": {"rl": 0.0}, "gradient": {}}
     assert [word for word in seen["command"] if word.endswith(".py")] == ["tests/test_cuda.py"]
 
 

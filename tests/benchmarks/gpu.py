@@ -37,8 +37,8 @@ METHODS = {"rl": ("rl", "compact"), "garl, compact": ("garl", "compact"), "garl,
 MAX_DIFFERENCE = 1e-3
 """Relative difference to float32 on a CPU after 50 iterations."""
 MAX_GRADIENT_ERROR = 2e-5
-"""Relative error of the learned prior's gradient.  Products of 10 bits have 3e-3: a weak prior hides it from the estimate, a strong
-one turns it into 1e-2."""
+"""Relative error of the learned prior's gradient.  Products of 10 bits have 3e-3: a weak prior hides it from the estimate, and a
+strong one makes 1e-2 of it."""
 RL_BYTES = 4 * 2 * 8 + 10 * 4
 """Bytes per FFT voxel and iteration: four transforms that read and write twice, and ten volumes read or written in between."""
 TESTS = ("-m", "cuda", "--noconftest", "tests/test_cuda.py")
