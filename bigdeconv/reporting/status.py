@@ -84,6 +84,11 @@ def summarise(run: OpenRun, progress: Progress | None = None, *, input_changed: 
         warnings.append(
             f"{counts['clipped']} voxels were brighter than uint16 can store and are clipped; lower --output-scale."
         )
+    if full := run.journal.blocks_out_of_memory:
+        warnings.append(
+            f"{full} blocks found the memory of a GPU full, and were solved again when it had been released; end what else uses the "
+            "GPUs, or take a smaller --block-shape."
+        )
     warnings += [INPUT_CHANGED] if input_changed or run.journal.input_changed else []
     warnings += _absent_warnings(run)
     share = counts.get("negative", 0) / max(voxels["voxels"], 1)

@@ -24,7 +24,7 @@ SECONDS = ("read_seconds", "wait_seconds", "solve_seconds", "blend_seconds", "wr
 """Kinds of work whose time is added up over all workers."""
 VOXELS = ("voxels", "not_finite", "fill", "hot", "negative", "clipped")
 """Kinds of voxels that are counted."""
-_PLAIN = ("voxels", "seconds", "wall_seconds", "complete", "closed", "input_changed")
+_PLAIN = ("voxels", "seconds", "wall_seconds", "complete", "closed", "input_changed", "blocks_out_of_memory")
 """Sums that a snapshot holds as they are."""
 _WRITTEN = frozenset({"n_bytes", "checksum", "writer"})
 
@@ -46,6 +46,8 @@ class JournalSummary:
     """1 for each block that the journal has, by its index."""
     blocks_finished: int = field(init=False)
     blocks_skipped: int = field(init=False)
+    blocks_out_of_memory: int = 0
+    """Blocks that a GPU had no memory for at first."""
     failures: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Place and cause of each block that failed and is not finished since, by its index."""
     retried: set[int] = field(default_factory=set)
@@ -211,6 +213,7 @@ class JournalSummary:
 
     def _count(self, record: Mapping[str, Any], sign: int) -> None:
         self.blocks_skipped += sign * bool(record.get("skipped"))
+        self.blocks_out_of_memory += sign * bool(record.get("out_of_memory"))
         for name in VOXELS:
             self.voxels[name] += sign * record.get(name, 0)
 

@@ -15,6 +15,7 @@ from bigdeconv import pipeline
 from bigdeconv.config import make_config
 from bigdeconv.errors import StoreError
 from bigdeconv.jobs.open_run import OpenRun
+from bigdeconv.reporting.status import summarise
 from bigdeconv.storage.journal import BEGINNING, Journal
 from bigdeconv.storage.ledger import Ledger, ledger_path
 from bigdeconv.storage.seals import sealed_line
@@ -201,3 +202,10 @@ class TestCertificate:
         values = bigdeconv.report(output, probes_count=2)
         assert ledger.certificate()["error"] == good["error"]
         assert "seam probe 0: out of order" in values["warnings"]
+
+
+def test_blocks_that_a_gpu_had_no_memory_for_are_told(interrupted):
+    run = OpenRun.open(interrupted.output)
+    assert not any("GPU" in sentence for sentence in summarise(run).warnings)
+    run.journal.blocks_out_of_memory = 2
+    assert any("2 blocks found the memory of a GPU full" in sentence for sentence in summarise(run).warnings)

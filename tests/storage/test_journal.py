@@ -66,6 +66,8 @@ def blocks(draw):
             [f"0/c/{'/'.join(map(str, place))}", draw(st.integers(1, 9)), draw(st.integers(0, 2**32 - 1))]
         ]
     if draw(st.booleans()):
+        record["out_of_memory"] = 1
+    if draw(st.booleans()):
         record["absent"] = as_ranges(draw(st.lists(st.integers(0, 8), min_size=1)))
     return record
 
