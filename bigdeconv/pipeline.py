@@ -35,7 +35,7 @@ from bigdeconv.jobs.job import calibrate_job, locations_read, plan_job, sample_d
 from bigdeconv.jobs.open_run import OpenRun
 from bigdeconv.jobs.output_metadata import output_specs
 from bigdeconv.jobs.record import identity_of, input_digest, record_of
-from bigdeconv.jobs.resources import find_resources
+from bigdeconv.jobs.resources import find_resources, local_workers
 from bigdeconv.jobs.run_log import logged_to
 from bigdeconv.jobs.space import require_space
 from bigdeconv.planning import seam_probes
@@ -457,7 +457,8 @@ def _resources(config: JobConfig) -> Resources:
 @contextmanager
 def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) -> Iterator[Connection]:
     """Connect to a cluster whose workers have the memory and the device of the plan."""
-    with connect(scheduler, facts.resources, serves_dashboard=facts.config.dashboard) as connection:
+    workers = local_workers(facts.resources) if scheduler is None else facts.resources
+    with connect(scheduler, workers, serves_dashboard=facts.config.dashboard) as connection:
         for warning in preconditions.require_tls(connection.address, wanted=facts.config.require_tls):
             events.warned(warning)
         preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from bigdeconv.engine import machine
@@ -46,6 +47,24 @@ def find_resources(config: JobConfig, gpus: Sequence[machine.Gpu | None] | None 
         raise InvalidInputError("device: got cuda, but torch finds no CUDA device here; use --device cpu or auto.")
     device = "cuda" if here or config.device == "cuda" else "cpu"
     return _resources(config, here, device, machine.cuda_memory_bytes() if here else None)
+
+
+def local_workers(planned: Resources) -> Resources:
+    """Return planned workers as this machine can start them: a run may be resumed where there are fewer GPUs.
+
+    Raises
+    ------
+    InvalidInputError
+        If the run was planned for GPUs and this machine has none.
+    """
+    if planned.device == "cpu":
+        return planned
+    if not (gpus := machine.n_cuda_devices()):
+        raise InvalidInputError(
+            "device: the run was planned for GPUs, and torch finds no CUDA device here; continue it on a machine with one, or with "
+            "--scheduler on workers with GPUs, or begin anew with --device cpu."
+        )
+    return replace(planned, workers=min(planned.workers, gpus))
 
 
 def _resources(config: JobConfig, gpus: int, device: Literal["cpu", "cuda"], gpu_bytes: int | None) -> Resources:

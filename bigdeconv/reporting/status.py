@@ -86,8 +86,8 @@ def summarise(run: OpenRun, progress: Progress | None = None, *, input_changed: 
         )
     if full := run.journal.blocks_out_of_memory:
         warnings.append(
-            f"{full} blocks found the memory of a GPU full, and were solved again when it had been released; end what else uses the "
-            "GPUs, or take a smaller --block-shape."
+            f"{full} blocks found the memory of a GPU full, and were solved again when it had been released; end what else uses "
+            "the GPUs, or take a smaller --block-shape."
         )
     warnings += [INPUT_CHANGED] if input_changed or run.journal.input_changed else []
     warnings += _absent_warnings(run)

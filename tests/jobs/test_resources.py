@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,8 @@ from bigdeconv.engine import machine
 from bigdeconv.engine.machine import Gpu
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.jobs.job import calibrate_job, plan_job
-from bigdeconv.jobs.resources import find_resources
+from bigdeconv.jobs.resources import find_resources, local_workers
+from bigdeconv.planning.resources import Resources
 from tests import make
 
 
@@ -74,6 +76,20 @@ def test_auto_asks_the_workers_of_a_running_cluster(cluster_address, settings, m
     assert pipeline._resources(make_config(settings)).device == "cpu"
     gpus(1)
     assert pipeline._resources(make_config(settings | {"device": "cpu", "scheduler": cluster_address})).device == "cpu"
+
+
+def test_a_run_is_resumed_on_fewer_gpus_and_refused_on_none(gpus):
+    planned = Resources(4, device="cuda", device_budget_bytes=2**30)
+    gpus(8)
+    assert local_workers(planned) == planned
+    gpus(2)
+    assert local_workers(planned) == replace(planned, workers=2)
+    gpus(0)
+    with pytest.raises(
+        InvalidInputError, match=r"planned for GPUs, and torch finds no CUDA device here; .*--scheduler"
+    ):
+        local_workers(planned)
+    assert local_workers(replace(planned, device="cpu")).workers == 4
 
 
 def test_the_record_says_which(cluster_address, settings):
