@@ -61,8 +61,8 @@ def local_workers(planned: Resources) -> Resources:
         return planned
     if not (gpus := machine.n_cuda_devices()):
         raise InvalidInputError(
-            "device: the run was planned for GPUs, and torch finds no CUDA device here; continue it on a machine with one, or with "
-            "--scheduler on workers with GPUs, or begin anew with --device cpu."
+            "device: the run was planned for GPUs, and torch finds no CUDA device here; continue it on a machine with one, or "
+            "with --scheduler on workers with GPUs, or begin anew with --device cpu."
         )
     return replace(planned, workers=min(planned.workers, gpus))
 

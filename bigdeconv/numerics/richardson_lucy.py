@@ -343,7 +343,8 @@ def _back_projected_ratios(problem: Problem, point: Tensor) -> Tensor:
         model = blurred.add_(problem.background).clamp_(min=FLOOR)
         ratio = torch.div(data, model, out=model)
         if math.isfinite(problem.saturation):
-            ratio = torch.where(data >= problem.saturation, ratio.clamp(min=1), ratio)
+            # In place, since a GPU holds a whole window here; no ratio is negative.
+            torch.maximum(ratio, (data >= problem.saturation).to(ratio.dtype), out=ratio)
         return ratio if problem.weights is None else ratio.mul_(problem.weights[view, planes])
 
     return problem.blur.forward_then_adjoint(point, ratio)
