@@ -17,6 +17,7 @@ from bigdeconv.config import DEFAULT_ITERATIONS, MAX_ITERATIONS
 from bigdeconv.errors import InvalidInputError
 from bigdeconv.geometry import Box, triple
 from bigdeconv.numerics.camera import Camera
+from bigdeconv.numerics.priors.wcrr import fused_filters_problem
 from bigdeconv.numerics.restoration import ResolvedSettings, make_prior, restore
 from bigdeconv.numerics.thinning import Place
 from bigdeconv.psf import PSF, scaled
@@ -207,6 +208,8 @@ def deconvolve(  # type: ignore[misc]
     prior = make_prior(decision.settings, learned)
     estimate = restore(photons, voxel_weights, operator, prior, decision.settings)
     estimate /= camera.gain
+    if learned is not None and settings.device == "cuda" and (problem := fused_filters_problem()):
+        warnings.warn(f"The fast kernels of the learned prior cannot be used on this GPU: {problem}.", stacklevel=2)
     for sentence in decision.findings.warnings:
         warnings.warn(sentence, stacklevel=2)
     return Result(estimate, decision.settings, camera, decision.findings) if return_choices else estimate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bigdeconv.config import JobConfig, make_config
-from bigdeconv.engine.clusters.connection import connect, gpus, memory_limits
+from bigdeconv.engine.clusters.connection import connect, gpus, kernel_problems, memory_limits
 from bigdeconv.engine.plugins import installed
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
@@ -465,6 +465,9 @@ def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) 
         if not connection.is_local or facts.settings.device == "cuda":
             peak_bytes = facts.largest_plan.peak_bytes_per_device
             for warning in preconditions.require_device(gpus(connection), facts.settings.device, peak_bytes):
+                events.warned(warning)
+        if facts.settings.device == "cuda" and facts.settings.method == "garl":
+            for warning in preconditions.kernel_warnings(kernel_problems(connection)):
                 events.warned(warning)
         yield connection
 

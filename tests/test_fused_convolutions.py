@@ -61,3 +61,25 @@ def test_the_trial_trusts_right_kernels(differences):
 @pytest.mark.parametrize("model", ["compact", "large"])
 def test_a_voxel_is_the_same_in_every_window(differences, model):
     assert differences[f"{model}, elsewhere"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "problem"),
+    [
+        (1e-6, None),
+        (0.3, "wrong on this GPU, by 3e-01"),
+        (float("nan"), "wrong"),
+        (RuntimeError("no\nC compiler"), "no C compiler"),
+    ],
+)
+def test_kernels_that_fail_or_are_wrong_are_not_used(monkeypatch, outcome, problem):
+    from bigdeconv.numerics.priors import fused_convolutions
+
+    def trial(_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(fused_convolutions, "trial_difference", trial)
+    found = fused_convolutions.problem_here.__wrapped__()
+    assert found is None if problem is None else problem in found

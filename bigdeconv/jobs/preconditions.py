@@ -203,6 +203,18 @@ def require_memory(limits_bytes: list[int], needed_bytes: int) -> None:
         )
 
 
+def kernel_warnings(problems: dict[str, str | None]) -> list[str]:
+    """Return a warning if the learned prior falls back to slower convolutions; parameter as `kernel_problems` returns it."""
+    told = {address: problem for address, problem in sorted(problems.items()) if problem}
+    if not told:
+        return []
+    address, problem = next(iter(told.items()))
+    return [
+        f"{len(told)} of {len(problems)} workers cannot use the fast kernels of the learned prior on their GPU, and take several "
+        f"times as long ({address}: {problem}). They need Triton, a C compiler and a writable TRITON_CACHE_DIR."
+    ]
+
+
 def require_device(gpus: dict[str, Gpu | None], device: str, peak_bytes: int) -> list[str]:
     """Refuse workers that lack the device of the plan, share it, or lack its memory; return a warning if GPUs would be idle.
 

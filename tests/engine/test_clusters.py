@@ -35,6 +35,10 @@ def own():
 
 
 @pytest.mark.cluster
+def triton_without_compiler():
+    return "no C compiler"
+
+
 class TestRunning:
     """A cluster that runs already."""
 
@@ -78,6 +82,17 @@ class TestRunning:
         assert preconditions.require_device({"tcp://a": card, "tcp://b": None}, "cpu", 0) == [
             "1 of 2 workers have a GPU that is not used; add --device cuda."
         ]
+
+    def test_slow_kernels_of_the_prior_are_told(self, cluster_address, monkeypatch):
+        """A worker's own log reaches nobody."""
+        monkeypatch.setattr(connections, "fused_filters_problem", triton_without_compiler)
+        with connect(cluster_address, Resources()) as connection:
+            found = connections.kernel_problems(connection)
+        assert list(found.values()) == ["no C compiler"] * 2
+        [sentence] = preconditions.kernel_warnings(found | {"tcp://good": None})
+        assert sentence.startswith("2 of 3 workers cannot use the fast kernels")
+        assert "no C compiler" in sentence
+        assert preconditions.kernel_warnings({"tcp://good": None}) == []
 
     def test_lost_workers_end_a_run(self, monkeypatch):
         """A cluster without workers counts as lost after a while, not for ever."""

@@ -17,6 +17,7 @@ from bigdeconv.engine.clusters.address import join
 from bigdeconv.engine.clusters.local import THREADS_PER_WORKER, local_cluster, replace_dead_workers
 from bigdeconv.engine.plugins import ShortMemory
 from bigdeconv.errors import ClusterLostError
+from bigdeconv.numerics.priors.wcrr import fused_filters_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,6 +149,12 @@ def memory_limits(connection: Connection) -> list[int]:
 def gpus(connection: Connection) -> dict[str, machine.Gpu | None]:
     """Return the GPU on which each worker computes, None for one without, by its address."""
     found: dict[str, machine.Gpu | None] = connection.client.run(machine.gpu)
+    return found
+
+
+def kernel_problems(connection: Connection) -> dict[str, str | None]:
+    """Return, by the address of each worker with a GPU, why the learned prior cannot use its own kernels there, or None."""
+    found: dict[str, str | None] = connection.client.run(fused_filters_problem)
     return found
 
 

@@ -9,7 +9,6 @@ Imported only where Triton, which comes with PyTorch for CUDA, is installed.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
 
     from bigdeconv.geometry import Triple
 
-LOGGER = logging.getLogger(__name__)
 MAX_DIFFERENCE = 1e-4
 """Relative difference from float32, in a trial on noise, above which the kernels are not trusted."""
+MAX_PROBLEM = 300
+"""Characters of a compiler's message that are kept."""
 MIN_MATRIX = 16
 """Smallest extent of an operand of a tensor core's product."""
 _UNUSED = (0.0, 0.0, 0.0, 0.0)
@@ -106,23 +106,16 @@ class FusedConvolutions:
 
 
 @cache
-def works_here() -> bool:
-    """Tell whether the kernels can be compiled for the GPU of this process, and agree with torch's convolutions.
+def problem_here() -> str | None:
+    """Return why the kernels cannot be used on the GPU of this process, which is tried once; None where they can.
 
-    Triton needs a C compiler on the worker, and not every card is supported.  The reason is logged where it is not.
+    Triton needs a C compiler and a cache folder, and not every card is supported.
     """
     try:
         difference = trial_difference("cuda")
     except Exception as error:  # compilers fail in many ways, and torch's convolutions work without one
-        problem = " ".join(str(error).split())[:300] or type(error).__name__
-        LOGGER.warning("the fused kernels of the prior do not run here, which takes several times as long: %s", problem)
-        return False
-    if not difference < MAX_DIFFERENCE:
-        LOGGER.warning(
-            "the fused kernels of the prior are wrong on this GPU (%.0e) and are not used, which takes several times as long",
-            difference,
-        )
-    return difference < MAX_DIFFERENCE
+        return " ".join(str(error).split())[:MAX_PROBLEM] or type(error).__name__
+    return None if difference < MAX_DIFFERENCE else f"they are wrong on this GPU, by {difference:.0e}"
 
 
 def trial_difference(device: str) -> float:

@@ -104,11 +104,16 @@ def compiled_filters_available() -> bool:
 def fused_filters_available(model: WcrrWeights) -> bool:
     """Tell whether `FusedConvolutions` works for a model on the GPU of this process, which is tried once."""
     fusible = is_fusible([layer.shape for layer in model.layers])
-    if not fusible or find_spec("triton") is None or not torch.cuda.is_available():
-        return False
-    from bigdeconv.numerics.priors.fused_convolutions import works_here
+    return fusible and torch.cuda.is_available() and fused_filters_problem() is None
 
-    return works_here()
+
+def fused_filters_problem() -> str | None:
+    """Return why `FusedConvolutions` cannot be used on the GPU of this process; None where they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from bigdeconv.numerics.priors.fused_convolutions import problem_here
+
+    return problem_here()
 
 
 def _filters_for(device: torch.device, dtype: torch.dtype, model: WcrrWeights) -> Callable[..., Filters]:
