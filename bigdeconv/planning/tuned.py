@@ -33,8 +33,8 @@ MAX_TILES = 16
 RESPONSE_BYTES = 256 * 2**20
 """Bytes that the last response of the sequential convolutions takes at a time."""
 FUSED_POSITIONS = 128
-"""Neighbouring voxels that one program of the fused convolutions computes on a GPU: of 64 and 128, the faster on an H200 (2026-11,
-operands in half precision: 0.36 and 0.43 ns per voxel and gradient)."""
+"""Neighbouring voxels that one program of the fused convolutions computes on a GPU; on an H200 in November 2026, with operands in
+half precision, 64 took 0.43 and 128 0.36 ns per voxel and gradient."""
 
 # Registers: elements of a vector, and vectors per output of the compiled kernel.
 WIDE_VECTORS = (16, 3)
