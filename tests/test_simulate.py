@@ -56,6 +56,21 @@ def test_the_calibration_sample_equals_the_array_of_the_function(tmp_path):
     np.testing.assert_array_equal(pixels(path), simulation.calibration_target(SHAPE, VOXEL_UM))
 
 
+def test_dark_chunks_have_files(tmp_path, kernel):
+    """A run takes a chunk without one for lost."""
+    sample, image = tmp_path / "sample.zarr", tmp_path / "image.zarr"
+    grid = ("--shape", "8,192,192", "--voxel-um", "0.1,0.1,0.1", "--count", "1:1", "--sigma-um", "0.15")
+    for command in (
+        ("tubes", sample, *grid),
+        ("acquire", sample, image, "--psf", kernel[1], "--photons", 5, "--background", 0),
+    ):
+        result = bigdeconv("simulate", *command)
+        assert result.exit_code == 0, result.stderr
+    stored = pixels(image)
+    assert any(not stored[:, y : y + 64, x : x + 64].any() for y in (0, 64, 128) for x in (0, 64, 128))
+    assert len([path for path in (image / "0" / "c").rglob("*") if path.is_file()]) == 36
+
+
 def test_seeds_reproduce_bytes(tmp_path, kernel):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         sample, image = tmp_path / name / "sample.zarr", tmp_path / name / "image.zarr"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import tifffile
+import zarr
 
 from bigdeconv.errors import BudgetError, InvalidInputError, OutputExistsError, StoreError
 from bigdeconv.geometry import Box
@@ -119,7 +120,9 @@ def write_volume(
     # The volume appears with all its voxels: one with zeros in unwritten chunks would look complete.
     with new_output(Path(resolve_location(path))) as folder:
         create_output(folder, spec)
-        write_region(folder, "0", tuple(slice(0, n) for n in data.shape), data)
+        # Dark chunks too: a run would take one without a file for one that is lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            write_region(folder, "0", tuple(slice(0, n) for n in data.shape), data)
     return Written(axes, data.shape, data.dtype.name)
 
 
