@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bigdeconv.config import JobConfig, make_config
-from bigdeconv.engine.clusters.connection import connect, gpus, kernel_problems, memory_limits
+from bigdeconv.engine.clusters.connection import connect, cuda_devices, gpus, kernel_problems, memory_limits
 from bigdeconv.engine.plugins import installed
 from bigdeconv.engine.recipe import ChannelNumbers
 from bigdeconv.engine.schedule import Progress, run_blocks, run_probes, run_pyramid
@@ -451,7 +451,8 @@ def _resources(config: JobConfig) -> Resources:
     if config.scheduler is None or config.device == "cpu":
         return find_resources(config)
     with connect(config.scheduler, Resources()) as connection:
-        return find_resources(config, list(gpus(connection).values()))
+        for_gpus = config.device == "cuda" or all(cuda_devices(connection).values())
+        return find_resources(config, list(gpus(connection).values()) if for_gpus else [])
 
 
 @contextmanager
@@ -462,13 +463,14 @@ def _checked_connection(scheduler: str | None, facts: JobFacts, events: Events) 
         for warning in preconditions.require_tls(connection.address, wanted=facts.config.require_tls):
             events.warned(warning)
         preconditions.require_memory(memory_limits(connection), facts.largest_plan.peak_bytes_per_worker)
-        if not connection.is_local or facts.settings.device == "cuda":
-            peak_bytes = facts.largest_plan.peak_bytes_per_device
-            for warning in preconditions.require_device(gpus(connection), facts.settings.device, peak_bytes):
-                events.warned(warning)
-        if facts.settings.device == "cuda" and facts.settings.method == "garl":
-            for warning in preconditions.kernel_warnings(kernel_problems(connection)):
-                events.warned(warning)
+        if facts.settings.device == "cuda":
+            preconditions.require_gpus(gpus(connection), facts.largest_plan.peak_bytes_per_device)
+            slow = kernel_problems(connection) if facts.settings.method == "garl" else {}
+            told = preconditions.kernel_warnings(slow)
+        else:
+            told = [] if connection.is_local else preconditions.idle_gpus(cuda_devices(connection))
+        for warning in told:
+            events.warned(warning)
         yield connection
 
 

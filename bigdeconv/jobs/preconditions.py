@@ -215,29 +215,31 @@ def kernel_warnings(problems: dict[str, str | None]) -> list[str]:
     ]
 
 
-def require_device(gpus: dict[str, Gpu | None], device: str, peak_bytes: int) -> list[str]:
-    """Refuse workers that lack the device of the plan, share it, or lack its memory; return a warning if GPUs would be idle.
+def idle_gpus(cuda_devices: dict[str, int]) -> list[str]:
+    """Return a warning if workers that are to compute on CPUs have GPUs; by the CUDA devices of each worker."""
+    idle = sum(count > 0 for count in cuda_devices.values())
+    return [f"{idle} of {len(cuda_devices)} workers have a GPU that is not used; add --device cuda."] if idle else []
+
+
+def require_gpus(gpus: dict[str, Gpu | None], peak_bytes: int) -> None:
+    """Refuse workers of which one has no GPU, two share one, or one's GPU has too little free memory.
 
     Parameters
     ----------
     gpus : dict of Gpu or None
         GPU of each worker, by its address.
-    device : {"cpu", "cuda"}
     peak_bytes : int
         Memory of a GPU that a block takes.
 
     Raises
     ------
     InvalidInputError
-        If blocks are to be computed on GPUs and a worker has none, or two workers have the same.
+        If a worker has no GPU of its own.
     BudgetError
         If a worker's GPU has too little free memory.
     """
     there = {address: gpu for address, gpu in gpus.items() if gpu is not None}
     without = sorted(gpus.keys() - there.keys())
-    if device == "cpu":
-        idle = f"{len(there)} of {len(gpus)} workers have a GPU that is not used; add --device cuda."
-        return [idle] if there else []
     if without:
         raise InvalidInputError(
             f"device: the run is for GPUs, but {len(without)} of {len(gpus)} workers have no CUDA device ({without[0]}); "
@@ -255,4 +257,3 @@ def require_device(gpus: dict[str, Gpu | None], device: str, peak_bytes: int) ->
             f"device: a block needs {peak_bytes / 2**30:.2f} GiB of GPU memory, but {fullest.name} of {address} has "
             f"{fullest.free_bytes / 2**30:.2f} GiB free; end what else uses it, or give a smaller --block-shape."
         )
-    return []

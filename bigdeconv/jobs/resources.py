@@ -30,7 +30,7 @@ def find_resources(config: JobConfig, gpus: Sequence[machine.Gpu | None] | None 
     ----------
     config : JobConfig
     gpus : sequence of Gpu or None, optional
-        GPU of each worker of a running cluster, which decide instead of those of this machine.
+        GPU of each worker of a running cluster, which decide instead of those of this machine; none for workers with CPUs.
 
     Raises
     ------

@@ -65,21 +65,20 @@ class TestRunning:
 
     def test_devices_of_the_workers_are_known(self, cluster_address):
         with connect(cluster_address, Resources()) as connection:
-            found = connections.gpus(connection)
-        assert len(found) == 2
+            assert len(connections.cuda_devices(connection)) == len(connections.gpus(connection)) == 2
         card = Gpu("a card", "one", 8 * 2**30)
         other = replace(card, identity="other", free_bytes=2**30)
         with pytest.raises(InvalidInputError, match=r"1 of 2 workers have no CUDA device .*tcp://b.*--device cpu"):
-            preconditions.require_device({"tcp://a": card, "tcp://b": None}, "cuda", 1)
+            preconditions.require_gpus({"tcp://a": card, "tcp://b": None}, 1)
         with pytest.raises(InvalidInputError, match=r"2 workers compute on one GPU \(one\).*CUDA_VISIBLE_DEVICES"):
-            preconditions.require_device({"tcp://a": card, "tcp://b": card}, "cuda", 1)
+            preconditions.require_gpus({"tcp://a": card, "tcp://b": card}, 1)
         with pytest.raises(
             BudgetError, match=r"needs 2\.00 GiB of GPU memory, but a card of tcp://b has 1\.00 GiB free"
         ):
-            preconditions.require_device({"tcp://a": card, "tcp://b": other}, "cuda", 2**31)
-        assert preconditions.require_device({"tcp://a": card, "tcp://b": other}, "cuda", 2**30) == []
-        assert preconditions.require_device({"tcp://a": None}, "cpu", 0) == []
-        assert preconditions.require_device({"tcp://a": card, "tcp://b": None}, "cpu", 0) == [
+            preconditions.require_gpus({"tcp://a": card, "tcp://b": other}, 2**31)
+        preconditions.require_gpus({"tcp://a": card, "tcp://b": other}, 2**30)
+        assert preconditions.idle_gpus({"tcp://a": 0}) == []
+        assert preconditions.idle_gpus({"tcp://a": 2, "tcp://b": 0}) == [
             "1 of 2 workers have a GPU that is not used; add --device cuda."
         ]
 

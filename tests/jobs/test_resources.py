@@ -70,6 +70,9 @@ def test_auto_asks_the_workers_of_a_running_cluster(cluster_address, settings, m
     gpus(0)
     cards = {str(i): None if gib is None else Gpu("a card", str(i), gib * 2**30) for i, gib in enumerate(found)}
     monkeypatch.setattr(pipeline, "gpus", lambda _: cards)
+    monkeypatch.setattr(
+        pipeline, "cuda_devices", lambda _: {name: int(card is not None) for name, card in cards.items()}
+    )
     resources = pipeline._resources(make_config(settings | {"scheduler": cluster_address}))
     assert resources.device == device
     assert resources.device_budget_bytes == (int(0.85 * 24 * 2**30) if device == "cuda" else None)

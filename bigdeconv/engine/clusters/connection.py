@@ -146,8 +146,14 @@ def memory_limits(connection: Connection) -> list[int]:
     return [limit for worker in _workers(connection.client) if (limit := worker["memory_limit"])]
 
 
+def cuda_devices(connection: Connection) -> dict[str, int]:
+    """Return the number of CUDA devices that each worker sees, by its address."""
+    found: dict[str, int] = connection.client.run(machine.n_cuda_devices)
+    return found
+
+
 def gpus(connection: Connection) -> dict[str, machine.Gpu | None]:
-    """Return the GPU on which each worker computes, None for one without, by its address."""
+    """Return the GPU on which each worker will compute, None for one without, by its address; that takes memory on workers."""
     found: dict[str, machine.Gpu | None] = connection.client.run(machine.gpu)
     return found
 
