@@ -150,7 +150,8 @@ def test_the_next_window_is_read_while_one_is_restored_and_no_other(stage, threa
     assert stage.never_at_once("convert")
     read, restored = stage.intervals("read"), stage.intervals("restore")
     assert restored[0][1] < read[2][0]
-    assert restored[0][1] < restored[1][0] < restored[2][0]
+    # Which of the others comes next is not promised.
+    assert restored[0][1] < min(restored[1][0], restored[2][0])
 
 
 def test_the_host_of_a_gpu_converts_the_next_window_while_one_is_restored(monkeypatch, threads):
