@@ -45,7 +45,7 @@ class Result:
     camera: Camera
     """Camera model that was set or that the noise tells."""
     findings: Findings
-    """What the data said beside: intervals, the check of the PSF, warnings."""
+    """Findings beside the numbers: intervals, the check of the PSF, warnings."""
 
 
 @overload

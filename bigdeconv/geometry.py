@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Triple = tuple[int, int, int]
 
 VOXEL_LIMITS_UM = (1e-6, 1e6)
-"""What a voxel size can be at all: from a picometre to a metre."""
+"""Range of possible voxel sizes: from a picometre to a metre."""
 
 PRIOR_MARGIN = 6
 """Voxels around the data window on which a prior acts too, where the estimate reaches so far.  The filters of the shipped models

@@ -76,7 +76,7 @@ class ChannelCalibration:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a calibration may take, and whom it tells."""
+    """Limits of a calibration, and the listener to its steps."""
 
     budget_seconds: float = LEAST_BUDGET_SECONDS
     """CPU time for the choices."""
@@ -140,7 +140,7 @@ def calibrate(
 
 
 class FirstLook(NamedTuple):
-    """What the samples of a channel say before anything is restored."""
+    """Findings in the samples of a channel before anything is restored."""
 
     camera: Camera
     findings: Findings

@@ -136,7 +136,7 @@ class Bench:
 
 
 class Free(NamedTuple):
-    """What the data decide about a restoration."""
+    """Decisions of the data about a restoration."""
 
     tau: bool
     sigma: bool
@@ -210,12 +210,12 @@ def _is_level(tiles: np.ndarray, best: np.ndarray, *, standard_errors: float) ->
 
 
 class WidthCheck(NamedTuple):
-    """How a narrower PSF fits the data in comparison with the given one."""
+    """Comparison of a narrower PSF with the given one."""
 
     factor: float
     """Width that was compared, as a multiple of the given one."""
     nats: float
-    """How much better it predicts the unseen photons."""
+    """Gain in the prediction of unseen photons."""
     standard_error: float
 
     @property

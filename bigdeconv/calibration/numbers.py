@@ -64,7 +64,7 @@ class UserOverrides(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the data said beside the numbers that they decided."""
+    """Findings in the data beside the numbers that they decided."""
 
     gain_interval: tuple[float, float] | None = None
     """95 % interval of the photons per count; None where the gain is set or the noise does not tell it."""
@@ -75,7 +75,7 @@ class Findings:
     psf_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Width of the PSF that is used, z y x, as a multiple of the given one."""
     narrower_psf_nats: float | None = None
-    """How much better a PSF 0.8 times as wide predicts unseen photons; None where that was not compared."""
+    """Gain of a PSF 0.8 times as wide in the prediction of unseen photons; None where that was not compared."""
     narrower_psf_error: float = 0.0
     """Standard error of that."""
     fell_back: bool = False

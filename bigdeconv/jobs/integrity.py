@@ -40,7 +40,7 @@ ARRAY_KEYS = (
     "chunk_key_encoding",
     "order",
 )
-"""What decides where the voxels of an array lie and what absent ones are, in both formats."""
+"""Keys that decide the places of voxels and the value of absent ones, in both formats."""
 
 FORGOTTEN_AT_ONCE = 100_000
 """Records that are looked up in one pass over the journal."""
@@ -48,7 +48,7 @@ FORGOTTEN_AT_ONCE = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What the journal says was written and is not there, and what is there and nobody wrote."""
+    """Files that the journal names and that are not there, and files that are there and nobody wrote."""
 
     blocks: frozenset[int] = frozenset()
     """Indices of the blocks whose files are missing or changed, or that have to be computed again with them."""
@@ -76,7 +76,7 @@ class Damage:
 
     @property
     def text(self) -> str:
-        """What is computed again, in words."""
+        """Blocks and levels to compute again, in words."""
         parts = [f"{len(self.blocks)} blocks"] if self.blocks else []
         parts += [f"{len(self.levels)} coarse levels"] if self.levels else []
         first = f" ({self.problems[0]}{', …' if len(self.problems) > 1 else ''})" if self.problems else ""

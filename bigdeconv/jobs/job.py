@@ -108,7 +108,7 @@ def tune_job(plan: JobPlan, on_step: Callable[[str], None]) -> list[tuning.Tunin
 
 
 class Chosen(NamedTuple):
-    """What the data have decided of a plan."""
+    """Parts of a plan that the data have decided."""
 
     iterations: int
     psfs: dict[int, PSF]

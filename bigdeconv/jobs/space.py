@@ -27,7 +27,7 @@ RESERVE = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What a run writes at most."""
+    """Bytes, files and folders that a run writes at most."""
 
     output_bytes: int
     """All levels, uncompressed, without the blocks outside the mask."""

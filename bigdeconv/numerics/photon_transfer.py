@@ -50,7 +50,7 @@ SEED = 20070601
 
 @dataclass(frozen=True, slots=True)
 class CameraEstimate:
-    """What the noise says about the camera."""
+    """Camera as the noise shows it."""
 
     gain: float
     """Photons per count."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SECRET_USER = re.compile(r"(:/{1,2})[^/@\s]+@|[^/@\s:]+:[^/@\s]+@")
 _SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|sig|secret|password|credential)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 SLACK_BYTES = 2**20
-"""What a chunk may unpack to beyond its voxels."""
+"""Bytes that a chunk may unpack to beyond its voxels."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
 

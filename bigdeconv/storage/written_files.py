@@ -51,7 +51,7 @@ class _Array:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What the files of an output are not."""
+    """Differences between the files of an output and those that were written."""
 
     damaged: np.ndarray
     """Numbers of files that are missing, of another length, or of other contents."""

@@ -163,7 +163,7 @@ def reach(layers: Sequence[Tensor] | Sequence[np.ndarray]) -> Triple:
 
 
 def is_fusible(shapes: Sequence[Sequence[int]]) -> bool:
-    """Tell whether `FusedConvolutions` work for convolutions of these shapes, ``out in z y x``.
+    """Tell whether `FusedConvolutions` works for convolutions of these shapes, ``out in z y x``.
 
     Examples
     --------
@@ -171,10 +171,12 @@ def is_fusible(shapes: Sequence[Sequence[int]]) -> bool:
     True
     >>> is_fusible([(4, 1, 3, 3, 3), (6, 4, 3, 3, 3)])
     False
+    >>> is_fusible([(4, 1, 3, 3, 3), (1, 4, 3, 3, 3)])
+    False
     """
-    channels = [shapes[0][1], *(shape[0] for shape in shapes)]
+    channels = [shape[0] for shape in shapes]
     cubes = all(len(set(shape[2:])) == 1 for shape in shapes)
-    return len(shapes) > 1 and channels[0] == 1 and cubes and all(n & (n - 1) == 0 for n in channels)
+    return len(shapes) > 1 and shapes[0][1] == 1 and cubes and all(n > 1 and n & (n - 1) == 0 for n in channels)
 
 
 def fused_bytes(shapes: Sequence[Sequence[int]]) -> int:
